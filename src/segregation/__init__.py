@@ -1,0 +1,29 @@
+"""What attention and recurrence each do in a hybrid language model."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Phase": "interventions.phase",
+    "Plan": "interventions.rules",
+    "KeepTopHeads": "interventions.rules",
+    "KeepHeads": "interventions.rules",
+    "AblateHeads": "interventions.rules",
+    "AblateMixer": "interventions.rules",
+    "Sample": "prompts.sample",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its module on first use, so that ``import segregation`` costs nothing."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'segregation' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"segregation.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

@@ -1,0 +1,72 @@
+"""When an intervention acts: phases are sets of token positions, not query lengths.
+
+With a prompt of P tokens (padding not counted), positions 0..P-2 are ``PREFILL``, P-1 is ``LAST`` (the token
+that emits the first new token) and P.. are ``DECODE``. Position decides, so a one-token prompt, a chunked
+prefill, a forked cache and a teacher-forced pass over prompt plus continuation all mean the same thing.
+"""
+
+import enum
+
+from segregation.errors import PlanError
+from segregation.shapes import PositionMask, Positions, PromptLengths
+
+
+class Phase(enum.Flag):
+    """A set of phases; combine with ``|``.
+
+    >>> Phase.GENERATION == Phase.LAST | Phase.DECODE
+    True
+    >>> str(Phase.GENERATION)
+    'LAST|DECODE'
+    """
+
+    PREFILL = enum.auto()
+    LAST = enum.auto()
+    DECODE = enum.auto()
+    GENERATION = LAST | DECODE
+    ALL = PREFILL | LAST | DECODE
+
+    def __str__(self) -> str:
+        return "|".join(phase.name or "" for phase in (Phase.PREFILL, Phase.LAST, Phase.DECODE) if phase in self)
+
+    @classmethod
+    def parse(cls, text: str) -> "Phase":
+        """Read ``str(phase)`` or a name such as ``GENERATION`` back.
+
+        Raises:
+            PlanError: a part of the text names no phase.
+
+        >>> Phase.parse("LAST|DECODE") == Phase.GENERATION
+        True
+        """
+        phase = cls(0)
+        for name in text.split("|"):
+            if name.strip() not in cls.__members__:
+                raise PlanError(
+                    f"a phase is one of {', '.join(cls.__members__)}, or several joined by '|'; got {text!r}"
+                )
+            phase |= cls[name.strip()]
+        return phase
+
+
+GENERATION_OF: dict[str, Phase] = {"recurrentgemma": Phase.GENERATION, "jamba": Phase.DECODE}
+"""What the code of arXiv 2510.19861 counts as generation, per model: it differs in ``LAST``."""
+
+
+def phase_mask(during: Phase, positions: Positions, prompt_lengths: PromptLengths) -> PositionMask:
+    """Which positions belong to the phases ``during``; padding has a negative position and belongs to none.
+
+    >>> import torch
+    >>> positions, prompt_lengths = torch.tensor([[-1, 0, 1, 2, 3]]), torch.tensor([3])
+    >>> phase_mask(Phase.GENERATION, positions, prompt_lengths).int().tolist()
+    [[0, 0, 0, 1, 1]]
+    """
+    last = prompt_lengths[:, None] - 1
+    mask = positions != positions
+    if Phase.PREFILL in during:
+        mask = mask | ((positions >= 0) & (positions < last))
+    if Phase.LAST in during:
+        mask = mask | (positions == last)
+    if Phase.DECODE in during:
+        mask = mask | (positions > last)
+    return mask

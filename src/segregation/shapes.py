@@ -1,0 +1,18 @@
+"""Names of tensor axes and the tensor types built from them.
+
+Legend: ``batch`` samples; ``pos`` token positions of one forward pass; ``dest``/``src`` positions that
+attend and are attended to; ``head`` query heads; ``d_head``, ``d_model``, ``d_vocab`` widths.
+"""
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Tokens = Int[Tensor, "batch pos"]
+Positions = Int[Tensor, "batch pos"]
+PromptLengths = Int[Tensor, " batch"]
+PositionMask = Bool[Tensor, "batch pos"]
+Pattern = Float[Tensor, "batch head dest src"]
+Z = Float[Tensor, "batch pos head d_head"]
+HeadScores = Float[Tensor, "batch head pos"]
+HeadMask = Bool[Tensor, "batch head pos"]
+Logits = Float[Tensor, "batch pos d_vocab"]
