@@ -1,0 +1,1 @@
+"""Experiments: one module per claim, each run with ``python -m experiments.NAME``."""
