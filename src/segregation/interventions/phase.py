@@ -7,8 +7,17 @@ prefill, a forked cache and a teacher-forced pass over prompt plus continuation 
 
 import enum
 
+from jaxtyping import Int
+from torch import Tensor
+
 from segregation.errors import PlanError
 from segregation.shapes import PositionMask, Positions, PromptLengths
+
+PHASES = 3
+"""``PREFILL``, ``LAST`` and ``DECODE``, numbered 0, 1, 2 where tables are indexed by phase."""
+
+PADDING = 3
+"""The number of the phase that padding is in: none."""
 
 
 class Phase(enum.Flag):
@@ -28,6 +37,15 @@ class Phase(enum.Flag):
 
     def __str__(self) -> str:
         return "|".join(phase.name or "" for phase in (Phase.PREFILL, Phase.LAST, Phase.DECODE) if phase in self)
+
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        """The numbers of its phases, as ``phase_numbers`` has them.
+
+        >>> Phase.GENERATION.numbers
+        (1, 2)
+        """
+        return tuple(i for i, phase in enumerate((Phase.PREFILL, Phase.LAST, Phase.DECODE)) if phase in self)
 
     @classmethod
     def parse(cls, text: str) -> "Phase":
@@ -70,3 +88,15 @@ def phase_mask(during: Phase, positions: Positions, prompt_lengths: PromptLength
     if Phase.DECODE in during:
         mask = mask | (positions > last)
     return mask
+
+
+def phase_numbers(positions: Positions, prompt_lengths: PromptLengths) -> Int[Tensor, "batch pos"]:
+    """The phase of every position: 0 ``PREFILL``, 1 ``LAST``, 2 ``DECODE``, 3 padding (a negative position).
+
+    >>> import torch
+    >>> phase_numbers(torch.tensor([[-1, 0, 1, 2, 3]]), torch.tensor([3])).tolist()
+    [[3, 0, 0, 1, 2]]
+    """
+    last = prompt_lengths[:, None] - 1
+    numbers = (positions >= last).long() + (positions > last).long()
+    return numbers.masked_fill(positions < 0, PADDING)

@@ -1,0 +1,253 @@
+"""Plans written into a trace: the one place that edits activations.
+
+A plan is compiled against a model into tables over phases and rows, and the tables are stored on a copy of the model by
+NNsight's ``edit()``: every later ``trace`` and ``generate`` of the copy replays them step by step, before the user's own
+block, so what a user reads is already edited and plans stack. A batch whose rows have different plans is one table
+with a row each; that is what lets one prefill be shared by many plans.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from nnsight.intervention.interleaver import OutOfOrderError
+from nnsight.intervention.tracer import InterleavingTracer
+from torch import Tensor
+
+from segregation.errors import PlanError
+from segregation.interventions.heads import SCORES, ablate, keep_top
+from segregation.interventions.phase import PHASES, Phase, phase_numbers
+from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan, Rule
+from segregation.models.attention import QUERY_CHUNK, AttentionCall
+from segregation.models.hybrid import HybridModel
+from segregation.models.positions import forward_arguments, token_positions
+from segregation.shapes import HeadScores
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """What one attention layer does in each phase (padding being the fourth, always untouched) of each row.
+
+    Attributes:
+        heads: which heads may stay.
+        mixer: whether the attention module's output stays.
+        top: per score, how many of the best heads stay; ``n_heads`` where no rule limits them.
+    """
+
+    heads: Bool[Tensor, "phase row head"]
+    mixer: Bool[Tensor, "phase row"]
+    top: Mapping[str, Int[Tensor, "phase row"]]
+
+    def limits(self, score: str) -> Bool[Tensor, " phase"]:
+        """In which phases this score decides about a head of some row."""
+        return (self.top[score] < self.heads.shape[-1]).any(-1)
+
+    @property
+    def touches_z(self) -> Bool[Tensor, " phase"]:
+        """In which phases a head of some row may be ablated."""
+        touched = ~self.heads.all(-1).all(-1)
+        for score in self.top:
+            touched = touched | self.limits(score)
+        return touched
+
+    @property
+    def touches_mixer(self) -> Bool[Tensor, " phase"]:
+        """In which phases the mixer of some row is ablated."""
+        return ~self.mixer.all(-1)
+
+
+Tables = Mapping[int, LayerTable]
+"""The table of every attention layer that something happens to."""
+
+
+def enter(model: HybridModel, *plans: Plan) -> HybridModel:
+    """A copy of the model on which the plan acts; with several plans, the i-th acts on row i of every batch.
+
+    Raises:
+        PlanError: a rule that is impossible on this model.
+    """
+    tables = compile_plans(model, plans)
+    with model.edit() as (tracer, edited):
+        _follow(tracer, edited, tables)
+    return edited
+
+
+def compile_plans(model: HybridModel, plans: Sequence[Plan]) -> Tables:
+    """The tables of plans, one row each.
+
+    Raises:
+        PlanError: a rule that is impossible on this model.
+    """
+    phases, rows, heads, device = PHASES + 1, len(plans), model.n_heads, model.device
+    scores = sorted({rule.score for plan in plans for rule in plan.rules if isinstance(rule, KeepTopHeads)})
+    tables = {
+        layer: LayerTable(
+            torch.ones(phases, rows, heads, dtype=torch.bool, device=device),
+            torch.ones(phases, rows, dtype=torch.bool, device=device),
+            {score: torch.full((phases, rows), heads, device=device) for score in scores},
+        )
+        for layer in model.attention_layers
+    }
+    for row, plan in enumerate(plans):
+        for rule in plan.rules:
+            check_rule(model, rule)
+            during = list(rule.during.numbers)
+            for layer, table in tables.items():
+                _write(table, layer, rule, during, row)
+    return {layer: table for layer, table in tables.items() if (table.touches_z | table.touches_mixer).any()}
+
+
+def check_rule(model: HybridModel, rule: Rule) -> None:
+    """Refuse a rule that this model cannot follow.
+
+    Raises:
+        PlanError: the rule, the value, the model's own numbers and the remedy.
+    """
+    name = model.description.get("name", model.family.name)
+    if isinstance(rule, KeepTopHeads):
+        if rule.scope == "model":
+            raise PlanError(
+                'KeepTopHeads(scope="model") compares heads of layers that have not run yet when the first of them is '
+                'edited; use scope="layer", which compares the heads of one layer'
+            )
+        if rule.k > model.n_heads:
+            raise PlanError(
+                f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
+            )
+    elif isinstance(rule, AblateMixer):
+        for layer in () if rule.layers == "all" else rule.layers:
+            _check_layer(model, name, type(rule).__name__, layer)
+    elif rule.heads != "all":
+        for layer, head in rule.heads:
+            _check_layer(model, name, type(rule).__name__, layer)
+            if head >= model.n_heads:
+                raise PlanError(
+                    f"{type(rule).__name__}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
+                    f"{model.n_heads}), got head {head} of layer {layer}"
+                )
+
+
+def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None:
+    """Refuse a rule limited to ``DECODE`` where nothing is decoded, since it would silently do nothing.
+
+    Raises:
+        PlanError: naming the rule and the remedy.
+    """
+    for rule in plan.rules:
+        if decode_positions == 0 and rule.during == Phase.DECODE:
+            raise PlanError(
+                f"{rule} acts on DECODE positions only, and {what} has none (its answer is read off position LAST); "
+                "use during=Phase.GENERATION, which is LAST|DECODE"
+            )
+
+
+def _check_layer(model: HybridModel, name: str, rule: str, layer: int) -> None:
+    if layer not in model.attention_layers:
+        what = "a recurrent layer" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
+        raise PlanError(
+            f"{rule}: layer must be an attention layer of {name}, one of {list(model.attention_layers)}; "
+            f"got {layer}, which is {what}"
+        )
+
+
+def _write(table: LayerTable, layer: int, rule: Rule, during: list[int], row: int) -> None:
+    heads = table.heads.shape[-1]
+    match rule:
+        case KeepTopHeads(k=0):
+            table.heads[during, row] = False
+        case KeepTopHeads(k=k, score=score):
+            table.top[score][during, row] = table.top[score][during, row].clamp(max=k)
+        case AblateHeads(heads="all"):
+            table.heads[during, row] = False
+        case AblateHeads() | KeepHeads():
+            named = torch.zeros(heads, dtype=torch.bool, device=table.heads.device)
+            named[[head for at, head in rule.heads if at == layer]] = True
+            table.heads[during, row] &= named if isinstance(rule, KeepHeads) else ~named
+        case AblateMixer(layers=layers):
+            if layers == "all" or layer in layers:
+                table.mixer[during, row] = False
+
+
+def _follow(tracer: InterleavingTracer, model: HybridModel, tables: Tables) -> None:
+    """Edit every forward of the run, anchored on the model's own input; returns when the run is over."""
+    for _ in tracer.iter[:]:
+        try:
+            args, kwargs = model.inputs
+        except OutOfOrderError:
+            return  # the run made no further step
+        positions = token_positions(forward_arguments(model._module, args, kwargs))
+        lengths, rows = model.run.prompt_lengths, model.run.rows
+        if lengths is None:
+            lengths = positions.amax(-1) + 1
+        phases = phase_numbers(positions, lengths)
+        present = torch.zeros(PHASES + 1, dtype=torch.bool, device=phases.device)
+        present[phases.flatten()] = True
+        for layer, table in tables.items():
+            _edit_layer(model, layer, table, phases, present, _rows(table, phases, rows))
+
+
+def _rows(table: LayerTable, phases: Int[Tensor, "batch pos"], rows: Tensor | None) -> Int[Tensor, "batch 1"]:
+    batch, planned = phases.shape[0], table.mixer.shape[1]
+    if planned == 1:
+        return torch.zeros(batch, 1, dtype=torch.long, device=phases.device)
+    index = torch.arange(planned, device=phases.device) if rows is None else rows
+    if len(index) != batch:
+        raise PlanError(f"there are plans for {len(index)} rows, but the batch has {batch}; give one plan per row")
+    return index[:, None]
+
+
+def _edit_layer(
+    model: HybridModel,
+    layer: int,
+    table: LayerTable,
+    phases: Int[Tensor, "batch pos"],
+    present: Bool[Tensor, " phase"],
+    rows: Int[Tensor, "batch 1"],
+) -> None:
+    if (table.touches_z & present).any():
+        at = _span(table.touches_z[phases])
+        here = phases[:, at]
+        keep = table.heads[here, rows]
+        scores = [score for score in table.top if (table.limits(score) & present).any()]
+        call = model.attention_call(layer) if scores else None
+        for score in scores if call is not None else ():
+            best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][here, rows])
+            keep = keep & best.transpose(1, 2)
+        projection = model.out_proj(layer)
+        (z, *rest), kwargs = projection.inputs
+        edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), keep.to(z.device)).flatten(-2)
+        projection.inputs = (_put(z, at, edited), *rest), kwargs
+    if (table.touches_mixer & present).any():
+        attention = model.attention(layer)
+        output, *weights = attention.output
+        stay = table.mixer[phases, rows].to(output.device)
+        attention.output = (output.masked_fill(~stay[..., None], 0), *weights)
+
+
+def head_scores(call: AttentionCall, score: str, start: int, stop: int) -> HeadScores:
+    """The scores of the queries ``start..stop``, a chunk of queries at a time, so that no full pattern is held.
+
+    Computed in fp32, but ``paper_entropy`` from a pattern rounded to the model's dtype, as its source does.
+    """
+    chunks = []
+    for first in range(start, stop, QUERY_CHUNK):
+        pattern = call.band(first, min(first + QUERY_CHUNK, stop))
+        if score == "paper_entropy":
+            pattern = pattern.to(call.query.dtype)
+        chunks.append(SCORES[score](pattern).float())
+    return torch.cat(chunks, dim=-1)
+
+
+def _span(active: Bool[Tensor, "batch pos"]) -> slice:
+    """The smallest run of columns with every active position in it."""
+    columns = active.any(0).nonzero().flatten()
+    return slice(int(columns[0]), int(columns[-1]) + 1)
+
+
+def _put(whole: Tensor, at: slice, part: Tensor) -> Tensor:
+    if part.shape == whole.shape:
+        return part
+    whole = whole.clone()
+    whole[:, at] = part
+    return whole

@@ -1,0 +1,1 @@
+"""Hybrid models seen through one vocabulary."""

@@ -1,0 +1,319 @@
+"""One hybrid language model, seen through NNsight in one vocabulary."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from nnsight.intervention.envoy import Envoy, traceable
+from nnsight.modeling.transformers import TransformersModel
+from torch import Tensor, nn
+
+from segregation.errors import FamilyError, ModelError
+from segregation.models.attention import AttentionCall
+from segregation.models.family import Family, LayerType, family_of, layer_types_of
+from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
+from segregation.models.positions import Run, forward_arguments, padding_mask
+from segregation.prompts.sample import Sample
+from segregation.shapes import Pattern, Z
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Intervention(Protocol):
+    """Anything that can be stored on a model; a ``Plan`` is one."""
+
+    def enter(self, model: "HybridModel") -> "HybridModel":
+        """A model on which this intervention acts; the given one stays as it is."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecurrentState:
+    """What a recurrent layer remembers after the tokens it has read; copies, so later steps do not change them.
+
+    Attributes:
+        recurrent: the state of the recurrence (RG-LRU: ``batch width``; Mamba: ``batch width d_state``).
+        conv: the buffer of the short convolution; ``None`` where the run keeps none.
+    """
+
+    recurrent: Float[Tensor, "batch ..."]
+    conv: Float[Tensor, "batch width taps"] | None
+
+
+class HybridModel(TransformersModel):
+    """A causal language model with attention and recurrent layers; anything NNsight can do works on it.
+
+    ``trace`` runs one forward, ``generate`` generates; both take text, token ids, encodings or ``Sample``s, reset
+    module-held state first, and know which position every token has. ``intervene(plan)`` gives a model on which a plan
+    acts before any block of yours. Layers and heads are counted from 0; a layer is its absolute index.
+
+    Raises:
+        FamilyError: not a hybrid of a known family, or the family's modules are not where its data says.
+    """
+
+    def __init__(
+        self,
+        module: "PreTrainedModel",
+        tokenizer: "PreTrainedTokenizerBase",
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        config = module.config
+        self.family: Family = family_of(config)
+        self.layer_types: tuple[LayerType, ...] = layer_types_of(config)
+        self.run = Run()
+        self.can_batch = True
+        self.can_fork = True
+        placement = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+        super().__init__(module.eval(), task="text-generation", tokenizer=tokenizer, **placement)
+        self.attention_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
+        self.recurrent_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "recurrent")
+        self._check_modules()
+        self.n_layers = len(self.layer_types)
+        self.n_heads: int = config.num_attention_heads
+        self.d_head: int = self.out_proj(self.attention_layers[0])._module.in_features // self.n_heads
+        self.d_model: int = config.hidden_size
+        self.d_vocab: int = config.vocab_size
+        self.window: int | None = getattr(config, self.family.window) if self.family.window else None
+        self.max_positions: int | None = self._max_positions()
+        self.description: dict[str, Any] = {"family": self.family.name, **(description or {})}
+        self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
+        if self.family.padded_inputs:
+            self._mask_padded_inputs()
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def intervene(self, plan: Intervention) -> "HybridModel":
+        """A model on which ``plan`` acts in every trace and generation; plans stack; this model stays clean."""
+        return plan.enter(self)
+
+    def trace(self, *inputs: Any, prompt_lengths: Sequence[int] | Tensor | None = None, fn: Any = None, **kw: Any) -> Any:
+        """One forward pass, as NNsight's ``trace``.
+
+        Args:
+            *inputs: text, token ids, an encoding, a ``Sample`` or a list of one of these.
+            prompt_lengths: tokens of the prompt in each row, when the rows go on after it (teacher forcing): later
+                positions are then ``DECODE``. Left out, all of a row is prompt.
+            fn: what to run, as in NNsight.
+            **kw: passed on to NNsight and the model.
+        """
+        if fn is None:
+            fn = functools.partial(self._call, prompt_lengths=prompt_lengths)
+        return super().trace(*inputs, fn=fn, **kw)
+
+    @traceable
+    def generate(self, *inputs: Any, **kwargs: Any) -> Any:
+        """Generate through transformers, as NNsight's ``generate``; the prompt is what is given.
+
+        Raises:
+            ModelError: a prompt that does not fit with its new tokens, or a way of decoding that feeds several tokens
+                to a filled cache (chunked prefill, assisted decoding, and beams where the family cannot move them).
+        """
+        self._refuse_decoding(kwargs)
+        arguments = forward_arguments(self._module, inputs, kwargs)
+        lengths = self.begin(arguments)
+        new = kwargs.get("max_new_tokens") or self._module.generation_config.max_new_tokens or 1
+        self.check_length(int(lengths.max()), new)
+        return TransformersModel.generate(self, *inputs, **kwargs)
+
+    def begin(self, arguments: Mapping[str, Any], prompt_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+        """Start a run: forget module-held state, set every row's prompt length and return these.
+
+        State is kept where the caller brings a filled cache, since it belongs to it.
+        """
+        ids = arguments.get("input_ids")
+        ids = arguments["inputs_embeds"] if ids is None else ids
+        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+        past = cache.get_seq_length() if cache is not None else 0
+        if not past:
+            self.reset()
+        if prompt_lengths is not None:
+            lengths = torch.as_tensor(prompt_lengths, device=ids.device).expand(ids.shape[0])
+        elif isinstance(mask, Tensor) and mask.dim() == 2:
+            lengths = mask.long().sum(-1)
+        else:
+            lengths = torch.full((ids.shape[0],), past + ids.shape[1], device=ids.device)
+        self.run.prompt_lengths, self.run.rows = lengths, None
+        return lengths
+
+    def reset(self) -> None:
+        """Forget what a run left on the modules; every run does this first."""
+        forget_states(self._mixers, self.family.held_states)
+
+    def remember(self, cache: Any, lengths: Tensor) -> Memory:
+        """What the model remembers now: this cache, and the states on its modules."""
+        held: Held = held_states(self._mixers, self.family.held_states)
+        return Memory(cache, held, lengths)
+
+    def recall(self, memory: Memory) -> Any:
+        """Put a memory's states back on the modules and return its cache, to be filled further."""
+        hold_states(self._mixers, self.family.held_states, memory.held)
+        return memory.cache
+
+    # -- inputs ----------------------------------------------------------------------------------------------------
+
+    def encode(self, prompt: "Sample | str") -> list[int]:
+        """Token ids of a prompt, with the tokenizer's own special tokens."""
+        assert self.tokenizer is not None
+        return self.tokenizer(prompt.prompt if isinstance(prompt, Sample) else prompt)["input_ids"]
+
+    def encode_continuation(self, text: str) -> list[int]:
+        """Token ids of a text that goes on after a prompt: no special tokens."""
+        assert self.tokenizer is not None
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
+        """Refuse what does not fit.
+
+        Raises:
+            ModelError: more positions than the model can take, with the numbers.
+        """
+        if self.max_positions is not None and prompt_tokens + new_tokens > self.max_positions:
+            raise ModelError(
+                f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones need {prompt_tokens + new_tokens} "
+                f"positions, but {self.description.get('name', self.family.name)} takes {self.max_positions}; "
+                f"shorten the prompt to {max(self.max_positions - new_tokens, 0)} tokens or ask for fewer new ones"
+            )
+
+    # -- what a trace can read -------------------------------------------------------------------------------------
+
+    def z(self, layer: int) -> Z:
+        """Per-head output of an attention layer before its output projection; a view, so it can be edited in place."""
+        return rearrange(self.out_proj(layer).input, "batch pos (head d_head) -> batch pos head d_head", head=self.n_heads)
+
+    def pattern(self, layer: int) -> Pattern:
+        """Attention probabilities of a layer in fp32, from the attention call's own inputs; read it before ``z``."""
+        return self.attention_call(layer).pattern()
+
+    def attention_call(self, layer: int) -> AttentionCall:
+        """What the attention call of a layer is given: queries, cached keys and values, mask, scaling, window."""
+        args, kwargs = getattr(self.attention(layer).source, self.family.attention_call).inputs
+        return AttentionCall.of(args, kwargs)
+
+    def state(self, layer: int) -> RecurrentState:
+        """What a recurrent layer remembers after this forward's tokens.
+
+        Raises:
+            ModelError: an attention layer, or a run without a cache, which keeps no state.
+        """
+        mixer = self.mixer(layer)
+        if self.family.held_states:
+            _ = mixer.output  # the states are written while the mixer runs
+            conv, recurrent = held_states([mixer._module], self.family.held_states)[0]
+        else:
+            args, kwargs = mixer.inputs
+            _ = mixer.output
+            cache = forward_arguments(mixer._module, args, kwargs).get("cache_params")
+            kept = cache.layers[layer] if cache is not None else None
+            conv, recurrent = (kept.conv_states[0], kept.recurrent_states[0]) if kept is not None else (None, None)
+        if recurrent is None:
+            raise ModelError(f"layer {layer} keeps no state in a run with use_cache=False; leave use_cache on")
+        return RecurrentState(recurrent.clone(), None if conv is None else conv.clone())
+
+    # -- where things are ------------------------------------------------------------------------------------------
+
+    def attention(self, layer: int) -> Envoy:
+        """The attention module of an attention layer.
+
+        Raises:
+            ModelError: no such layer, or a recurrent one.
+        """
+        self._check_layer(layer, "attention")
+        return self._layer(layer).get(self.family.attention)
+
+    def mixer(self, layer: int) -> Envoy:
+        """The recurrent mixer of a recurrent layer.
+
+        Raises:
+            ModelError: no such layer, or an attention one.
+        """
+        self._check_layer(layer, "recurrent")
+        return self._layer(layer).get(self.family.mixer)
+
+    def out_proj(self, layer: int) -> Envoy:
+        """The output projection of an attention layer; its input is ``z``, heads side by side."""
+        return self.attention(layer).get(self.family.out_proj)
+
+    def _layer(self, layer: int) -> Envoy:
+        return self.get(self.family.layers)[layer]
+
+    def _check_layer(self, layer: int, kind: LayerType) -> None:
+        if not 0 <= layer < len(self.layer_types) or self.layer_types[layer] != kind:
+            of_kind = [i for i, k in enumerate(self.layer_types) if k == kind]
+            got = self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "absent"
+            raise ModelError(f"layer must be one of the {kind} layers {of_kind}, got {layer}, which is {got}")
+
+    def _check_modules(self) -> None:
+        """The attention call is found in the source of exactly the attention layers, whatever modules are called."""
+        for layer, kind in enumerate(self.layer_types):
+            block = self.attention(layer) if kind == "attention" else self.mixer(layer)
+            code = getattr(functools.reduce(getattr, ["forward"], type(block._module)), "__wrapped__", None)
+            names = (code or type(block._module).forward).__code__.co_varnames
+            if ("attention_interface" in names) != (kind == "attention"):
+                raise FamilyError(f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}")
+        source = self.attention(self.attention_layers[0]).source
+        if self.family.attention_call not in source.names:
+            raise FamilyError(f"no operation {self.family.attention_call} in attention; found {', '.join(source.names)}")
+
+    def _max_positions(self) -> int | None:
+        if self.family.max_positions:
+            return int(getattr(self._module.config, self.family.max_positions))
+        limit = getattr(self.tokenizer, "model_max_length", None)
+        return int(limit) if limit is not None and limit < 10**9 else None
+
+    # -- hooks into a run ------------------------------------------------------------------------------------------
+
+    def _call(self, *inputs: Any, prompt_lengths: Any = None, **kwargs: Any) -> Any:
+        self.begin(forward_arguments(self._module, inputs, kwargs), prompt_lengths)
+        return super()._call(*inputs, **kwargs)
+
+    def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
+        return super()._batch_size(*_as_text(inputs), **kwargs)
+
+    def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
+        if not invokes:
+            return (), {}
+        return super()._batch([(_as_text(inputs), kwargs) for inputs, kwargs in invokes], fn)
+
+    def _mask_padded_inputs(self) -> None:
+        """Keep padding out of mixers that ignore the attention mask, in every way the module can be run."""
+        current: dict[str, Tensor | None] = {"mask": None}
+
+        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+            current["mask"] = padding_mask(forward_arguments(module, args, kwargs))
+
+        def apply(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
+            mask = current["mask"]
+            return None if mask is None else output * mask[:, :, None].to(output)
+
+        self._module.register_forward_pre_hook(note, with_kwargs=True)
+        for mixer in self._mixers:
+            for name in self.family.padded_inputs:
+                mixer.get_submodule(name).register_forward_hook(apply)
+
+    def _refuse_decoding(self, kwargs: Mapping[str, Any]) -> None:
+        config = kwargs.get("generation_config") or self._module.generation_config
+
+        def setting(name: str) -> Any:
+            return kwargs.get(name, getattr(config, name, None))
+
+        if (setting("num_beams") or 1) > 1 and not self.family.beams:
+            raise ModelError(f"num_beams={setting('num_beams')}: beams do not move the state that {self.family.name} "
+                             "holds on its modules; use num_beams=1")
+        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+            if kwargs.get(name, getattr(config, name, None)) is not None:
+                raise ModelError(f"{name} feeds several tokens to a filled cache, which {self.family.name} gets wrong; "
+                                 "leave it out")
+
+
+def _as_text(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Samples replaced by their prompts, alone or in a list."""
+
+    def text(value: Any) -> Any:
+        return value.prompt if isinstance(value, Sample) else value
+
+    return tuple([text(one) for one in value] if isinstance(value, list) else text(value) for value in inputs)
