@@ -13,6 +13,9 @@ _HOME = {
     "AblateHeads": "interventions.rules",
     "AblateMixer": "interventions.rules",
     "Sample": "prompts.sample",
+    "Record": "runs.record",
+    "RunFolder": "runs.store",
+    "read_records": "runs.store",
 }
 
 __all__ = sorted(_HOME)

@@ -1,0 +1,1 @@
+"""Prompts with their targets: needles in haystacks, and choice questions."""

@@ -1,0 +1,1 @@
+"""Scores of records, and the statistics that compare them; never a model."""
