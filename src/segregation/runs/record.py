@@ -51,7 +51,8 @@ class Record:
         loglikelihoods: summed log-probability in nats of each choice, or of the target where there are no choices.
         token_counts: how many tokens each of those continuations has.
         settings: what changes the result and is not the plan or the model (max_new_tokens); part of the key.
-        provenance: what should not change the result but might (batch size, seed, the model's description).
+        model: what the model was: its name, weight hash, dtype, ... (a part of ``HybridModel.description``).
+        provenance: what should not change the result but might (batch size, seed).
 
     Raises:
         RecordError: an unknown kind, an empty id, or log-likelihoods that are missing, too many or not finite.
@@ -78,6 +79,7 @@ class Record:
     loglikelihoods: tuple[float, ...] = ()
     token_counts: tuple[int, ...] = ()
     settings: Metadata = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -180,7 +182,7 @@ _REQUIRED = {
 }
 _JSON_TYPES: dict[str, tuple[type, type]] = {
     **dict.fromkeys(("kind", "sample_id", "prompt_sha256", "target", "plan", "plan_hash", "text"), (str, object)),
-    **dict.fromkeys(("metadata", "settings", "provenance"), (dict, object)),
+    **dict.fromkeys(("metadata", "settings", "model", "provenance"), (dict, object)),
     "prompt_tokens": (int, object),
     "choices": (list, str),
     "tokens": (list, int),
