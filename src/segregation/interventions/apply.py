@@ -68,6 +68,8 @@ def enter(model: HybridModel, *plans: Plan) -> HybridModel:
         PlanError: a rule that is impossible on this model.
     """
     tables = compile_plans(model, plans)
+    if not tables:
+        return model._shallow_copy()
     with model.edit() as (tracer, edited):
         _follow(tracer, edited, tables)
     return edited

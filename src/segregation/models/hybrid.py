@@ -91,7 +91,9 @@ class HybridModel(TransformersModel):
         """A model on which ``plan`` acts in every trace and generation; plans stack; this model stays clean."""
         return plan.enter(self)
 
-    def trace(self, *inputs: Any, prompt_lengths: Sequence[int] | Tensor | None = None, fn: Any = None, **kw: Any) -> Any:
+    def trace(
+        self, *inputs: Any, prompt_lengths: Sequence[int] | Tensor | None = None, fn: Any = None, **kw: Any
+    ) -> Any:
         """One forward pass, as NNsight's ``trace``.
 
         Args:
@@ -154,6 +156,18 @@ class HybridModel(TransformersModel):
         hold_states(self._mixers, self.family.held_states, memory.held)
         return memory.cache
 
+    def new_cache(self) -> Any:
+        """An empty cache for this model."""
+        from transformers import DynamicCache
+
+        return DynamicCache(config=self._module.config)
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """Tokens after which generation stops."""
+        ends = self._module.generation_config.eos_token_id
+        return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+
     # -- inputs ----------------------------------------------------------------------------------------------------
 
     def encode(self, prompt: "Sample | str") -> list[int]:
@@ -183,7 +197,9 @@ class HybridModel(TransformersModel):
 
     def z(self, layer: int) -> Z:
         """Per-head output of an attention layer before its output projection; a view, so it can be edited in place."""
-        return rearrange(self.out_proj(layer).input, "batch pos (head d_head) -> batch pos head d_head", head=self.n_heads)
+        return rearrange(
+            self.out_proj(layer).input, "batch pos (head d_head) -> batch pos head d_head", head=self.n_heads
+        )
 
     def pattern(self, layer: int) -> Pattern:
         """Attention probabilities of a layer in fp32, from the attention call's own inputs; read it before ``z``."""
@@ -254,10 +270,14 @@ class HybridModel(TransformersModel):
             code = getattr(functools.reduce(getattr, ["forward"], type(block._module)), "__wrapped__", None)
             names = (code or type(block._module).forward).__code__.co_varnames
             if ("attention_interface" in names) != (kind == "attention"):
-                raise FamilyError(f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}")
+                raise FamilyError(
+                    f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}"
+                )
         source = self.attention(self.attention_layers[0]).source
         if self.family.attention_call not in source.names:
-            raise FamilyError(f"no operation {self.family.attention_call} in attention; found {', '.join(source.names)}")
+            raise FamilyError(
+                f"no operation {self.family.attention_call} in attention; found {', '.join(source.names)}"
+            )
 
     def _max_positions(self) -> int | None:
         if self.family.max_positions:
@@ -302,12 +322,15 @@ class HybridModel(TransformersModel):
             return kwargs.get(name, getattr(config, name, None))
 
         if (setting("num_beams") or 1) > 1 and not self.family.beams:
-            raise ModelError(f"num_beams={setting('num_beams')}: beams do not move the state that {self.family.name} "
-                             "holds on its modules; use num_beams=1")
+            raise ModelError(
+                f"num_beams={setting('num_beams')}: beams do not move the state that {self.family.name} "
+                "holds on its modules; use num_beams=1"
+            )
         for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
             if kwargs.get(name, getattr(config, name, None)) is not None:
-                raise ModelError(f"{name} feeds several tokens to a filled cache, which {self.family.name} gets wrong; "
-                                 "leave it out")
+                raise ModelError(
+                    f"{name} feeds several tokens to a filled cache, which {self.family.name} gets wrong; leave it out"
+                )
 
 
 def _as_text(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

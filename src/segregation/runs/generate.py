@@ -1,0 +1,113 @@
+"""Greedy generation for samples under plans, as records."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from segregation.errors import ModelError, PlanError, SampleError
+from segregation.interventions.apply import check_decode_positions, compile_plans
+from segregation.interventions.rules import Plan
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Sample
+from segregation.runs.launch import Prefills, Row, batches, run_rows
+from segregation.runs.record import Record
+
+
+def generate(
+    model: HybridModel,
+    samples: Iterable[Sample],
+    plans: Plan | Sequence[Plan] = Plan(),  # noqa: B008 (a frozen value)
+    *,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
+) -> Iterator[Record]:
+    """Continue every sample's prompt greedily under every plan; one record per sample and plan.
+
+    The tokens are those of one-by-one generation with transformers, up to float noise where two logits tie; a row ends
+    at the model's end-of-sequence token, which is part of ``tokens``.
+
+    Args:
+        model: the model; plans it already carries act as well.
+        samples: what to continue.
+        plans: one plan or several. Plans that leave ``PREFILL`` alone share the prefill of each prompt, so pass a
+            sweep at once.
+        max_new_tokens: tokens after the prompt, at most.
+        batch_size: rows (a sample under a plan) decoded together; more is faster, and holds more keys and values.
+
+    Raises:
+        PlanError: a plan that is impossible on this model, or has nothing to act on.
+        SampleError: a prompt that does not fit with its new tokens.
+    """
+    if max_new_tokens < 1:
+        raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
+    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
+    compile_plans(model, plans)  # refuse before anything runs
+    for plan in plans:
+        check_decode_positions(plan, max_new_tokens - 1, "generating one token")
+    prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
+    return _generate(model, samples, prompts, plans, max_new_tokens, batch_size)
+
+
+def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple[int, ...]:
+    """The token ids of a sample's prompt.
+
+    Raises:
+        SampleError: it does not fit into the model's positions with its new tokens.
+    """
+    prompt = tuple(model.encode(sample))
+    try:
+        model.check_length(len(prompt), new_tokens)
+    except ModelError as error:
+        raise SampleError(f"sample {sample.id!r}: {error}") from error
+    return prompt
+
+
+def provenance(model: HybridModel, batch_size: int | None) -> dict[str, object]:
+    """What every record says about the model and the run."""
+    names = ("name", "revision", "weights_sha256", "dtype", "attn_implementation", "switched_off")
+    known = {name: model.description[name] for name in names if name in model.description}
+    return {"model": known, "batch_size": batch_size, "device": str(model.device)}
+
+
+def _generate(
+    model: HybridModel,
+    samples: Sequence[Sample],
+    prompts: Sequence[tuple[int, ...]],
+    plans: Sequence[Plan],
+    max_new_tokens: int,
+    batch_size: int | None,
+) -> Iterator[Record]:
+    rows = [Row(i * len(plans) + j, prompt, plan) for i, prompt in enumerate(prompts) for j, plan in enumerate(plans)]
+    prefills = Prefills(model)
+    for batch in batches(model, rows, batch_size):
+        with torch.no_grad():
+            tokens = _greedy(model, prefills, batch, max_new_tokens)
+        for row in batch:
+            assert model.tokenizer is not None
+            yield Record.of(
+                samples[row.index // len(plans)],
+                kind="generate",
+                plan=row.plan.to_json(),
+                plan_hash=row.plan.hash,
+                prompt_tokens=len(row.prompt),
+                tokens=tokens[row.index],
+                text=model.tokenizer.decode(tokens[row.index], skip_special_tokens=True),
+                settings={"max_new_tokens": max_new_tokens},
+                provenance=provenance(model, batch_size),
+            )
+
+
+def _greedy(model: HybridModel, prefills: Prefills, batch: Sequence[Row], steps: int) -> dict[int, tuple[int, ...]]:
+    rows, memory = prefills.of(batch)
+    ends = torch.tensor(model.end_tokens, dtype=torch.long, device=model.device)
+    tokens: list[list[int]] = [[] for _ in rows]
+
+    def step(running: Tensor, _number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
+        best = logits.argmax(-1)
+        for row, token in zip(running.tolist(), best.tolist(), strict=True):
+            tokens[row].append(token)
+        return best, torch.isin(best, ends)
+
+    run_rows(model, rows, memory, steps, step)
+    return {row.index: tuple(found) for row, found in zip(rows, tokens, strict=True)}

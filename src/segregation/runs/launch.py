@@ -1,0 +1,183 @@
+"""How many prompts go through a model under many plans at the price of few: shared prefills, one decode batch.
+
+A row is one prompt under one plan. Plans that do not touch ``PREFILL`` share one prefill of all of the prompt but its
+last token; what the model then remembers is repeated per plan, merged over prompts of any length, and all rows go on
+one token at a time, the last prompt token first. Plans that touch ``PREFILL`` are rows of their prompt's prefill.
+One token at a time is exact after a fork in both families; several at once are not.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from segregation.errors import PlanError
+from segregation.interventions.apply import enter
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import Plan
+from segregation.models.hybrid import HybridModel
+from segregation.models.memory import Memory, merge
+
+ROWS = 64
+"""Rows decoded together when no batch size is given."""
+
+Prompt = Sequence[int]
+Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
+"""(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt under one plan; ``index`` is its place among all rows of a call."""
+
+    index: int
+    prompt: Prompt
+    plan: Plan
+
+    @property
+    def shares(self) -> bool:
+        """Whether its plan leaves the prefill as it is."""
+        return Phase.PREFILL not in self.plan.during
+
+
+def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> Iterator[list[Row]]:
+    """Rows that can run together, in order: one at a time where the model's checks switched batching or forks off.
+
+    Raises:
+        PlanError: a batch size below 1.
+    """
+    if batch_size is not None and batch_size < 1:
+        raise PlanError(f"batch_size must be at least 1 row, got {batch_size}; leave it out for {ROWS}")
+    size = (batch_size or ROWS) if model.can_batch and model.can_fork else 1
+    for _, group in groupby(rows, key=lambda row: len(row.prompt) == 1):  # a one-token prompt has no prefill to merge
+        same = list(group)
+        for start in range(0, len(same), size):
+            yield same[start : start + size]
+
+
+class Prefills:
+    """Prefills of prompts; keeps the last one, so that a prompt whose rows span two batches is read once."""
+
+    def __init__(self, model: HybridModel) -> None:
+        self._model = model
+        self._kept: tuple[Prompt, Memory] | None = None
+
+    def of(self, rows: Sequence[Row]) -> tuple[list[Row], Memory | None]:
+        """Rows in the order of the memory's rows, and what the model remembers before their last prompt tokens."""
+        if len(rows[0].prompt) == 1:
+            return list(rows), None
+        shared = [row for row in rows if row.shares]
+        own = [row for row in rows if not row.shares]
+        together = self._model.device is not None and self._model.device.type != "cpu"
+        parts = []
+        if together:  # small prefills do not fill an accelerator; padding is cheaper there
+            if shared:
+                prompts = list(dict.fromkeys(tuple(row.prompt) for row in shared))
+                memory = prefill(self._model, prompts)
+                parts.append(memory.select(_index(memory, [prompts.index(tuple(row.prompt)) for row in shared])))
+            if own:
+                parts.append(prefill(self._model, [row.prompt for row in own], [row.plan for row in own]))
+        else:
+            for prompt, group in groupby(shared, key=lambda row: row.prompt):
+                memory = self._shared(prompt)
+                parts.append(memory.select(_index(memory, [0] * len(list(group)))))
+            for _, group in groupby(own, key=lambda row: row.prompt):
+                same = list(group)
+                parts.append(prefill(self._model, [row.prompt for row in same], [row.plan for row in same]))
+        return shared + own, merge(parts)
+
+    def _shared(self, prompt: Prompt) -> Memory:
+        if self._kept is None or self._kept[0] != prompt:
+            self._kept = (prompt, prefill(self._model, [prompt]))
+        return self._kept[1]
+
+
+def prefill(model: HybridModel, prompts: Sequence[Prompt], plans: Sequence[Plan] = ()) -> Memory:
+    """What the model remembers after all tokens of each prompt but the last, each row under its plan."""
+    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
+    ids, mask = left_padded([prompt[:-1] for prompt in prompts], model.device)
+    cache = model.new_cache()
+
+    def forward() -> None:
+        model.reset()
+        model.run.prompt_lengths, model.run.rows = lengths, None
+        model._module(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=_positions(ids, mask),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    enter(model, *plans).interleave(forward) if plans else model.interleave(forward)
+    return model.remember(cache, lengths - 1)
+
+
+def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, steps: int, step: Step) -> None:
+    """Feed the last prompt token of every row, then what ``step`` returns, until every row is done or ``steps`` ran."""
+    edited = enter(model, *[row.plan for row in rows])
+    device = model.device
+    lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
+    width = int(lengths.max()) - 1
+    before = torch.arange(width, device=device) >= width - (lengths[:, None] - 1)
+    padded = not bool(before.all())
+
+    def loop() -> None:
+        model.reset()
+        cache = model.new_cache() if memory is None else model.recall(memory)
+        running = torch.arange(len(rows), device=device)
+        model.run.prompt_lengths, model.run.rows = lengths, running
+        tokens = torch.tensor([row.prompt[-1] for row in rows], device=device)
+        mask, position = before, lengths - 1
+        for number in range(steps):
+            mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
+            logits = model._module(
+                input_ids=tokens[:, None],
+                attention_mask=mask.long() if padded else None,
+                position_ids=position[:, None],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            tokens, done = step(running, number, logits)
+            if done.all():
+                return
+            position = position + 1
+            if done.any():
+                stay = (~done).nonzero().flatten()
+                cache = model.recall(model.remember(cache, position).select(stay))
+                tokens, mask, position, running = tokens[stay], mask[stay], position[stay], running[stay]
+                model.run.prompt_lengths, model.run.rows = model.run.prompt_lengths[stay], running
+
+    edited.interleave(loop)
+    model.reset()
+
+
+def left_padded(prompts: Sequence[Prompt], device: torch.device | None) -> tuple[Tensor, Tensor | None]:
+    """Token ids with shorter prompts padded at the left, and their mask; ``None`` where nothing is padded.
+
+    >>> ids, mask = left_padded([[5, 6], [7]], None)
+    >>> ids.tolist(), mask.tolist()
+    ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
+    """
+    width = max(map(len, prompts))
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
+        mask[row, width - len(prompt) :] = 1
+    return ids.to(device), None if bool(mask.all()) else mask.to(device)
+
+
+def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None:
+        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def _index(memory: Memory, rows: list[int]) -> Tensor:
+    return torch.tensor(rows, device=memory.lengths.device)
