@@ -1,5 +1,8 @@
 """How a context and a question become a prompt: base, chat and just-read-twice layouts of arXiv 2510.19861."""
 
+from segregation.errors import SampleError
+from segregation.prompts.tokens import Tokenizer
+
 BLOCK = "CONTEXT: {context}\n\nQUESTION: {question}"
 BASE_SUFFIX = "\n\nANSWER: Here is the most relevant sentence in the context: "
 CHAT_SUFFIX = " Output the most relevant sentence in the context, word by word!"
@@ -9,9 +12,14 @@ TWICE_SEPARATOR = "\n\n"
 def block(context: str, question: str, *, readings: int = 1) -> str:
     """The CONTEXT/QUESTION block, repeated ``readings`` times (2 is "just read twice").
 
+    Raises:
+        SampleError: fewer than one reading.
+
     >>> block("The sky is blue.", "What is blue?", readings=2).count("CONTEXT")
     2
     """
+    if readings < 1:
+        raise SampleError(f"readings counts how often the context is read, at least 1, got {readings}")
     return TWICE_SEPARATOR.join([BLOCK.format(context=context, question=question)] * readings)
 
 
@@ -31,3 +39,19 @@ def chat_turn(context: str, question: str, *, readings: int = 1) -> str:
     'word by word!'
     """
     return block(context, question, readings=readings) + CHAT_SUFFIX
+
+
+def chat_prompt(tokenizer: Tokenizer, context: str, question: str, *, readings: int = 1) -> str:
+    """The user turn in the tokenizer's chat template, ready for the answer, without the beginning-of-sequence text.
+
+    Raises:
+        SampleError: the tokenizer has no chat template.
+    """
+    turn = {"role": "user", "content": chat_turn(context, question, readings=readings)}
+    try:
+        prompt = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
+    except ValueError as error:
+        raise SampleError(
+            f'layout="chat" needs a tokenizer with a chat template ({str(error).splitlines()[0]}); use layout="base"'
+        ) from error
+    return prompt.removeprefix(tokenizer.special_tokens_map.get("bos_token") or "")

@@ -24,7 +24,8 @@ class Sample:
         metadata: plain values, copied into the records (context_length, depth_percent, ...).
 
     Raises:
-        SampleError: empty id, prompt or target; a span outside the prompt; a target that is not among the choices.
+        SampleError: empty id, prompt or target; a span outside the prompt; a target that is not among the choices;
+            a choice that is empty or there twice.
 
     >>> Sample(id="a", prompt="one two", target=" three", spans={"needle": ((4, 7),)}).text_of("needle")
     ('two',)
@@ -43,6 +44,8 @@ class Sample:
                 raise SampleError(f"Sample.{name} must not be empty (sample {self.id!r}); give it some text")
         if self.choices and self.target not in self.choices:
             raise SampleError(f"the target must be one of the choices {self.choices}, got {self.target!r}")
+        if not all(self.choices) or len(set(self.choices)) < len(self.choices):
+            raise SampleError(f"choices must be different and not empty, got {self.choices} (sample {self.id!r})")
         for name, occurrences in self.spans.items():
             for start, end in occurrences:
                 if not 0 <= start < end <= len(self.prompt):
