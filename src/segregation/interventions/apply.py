@@ -1,13 +1,14 @@
 """Plans written into a trace: the one place that edits activations.
 
-A plan is compiled against a model into tables over phases and rows, and the tables are stored on a copy of the model by
-NNsight's ``edit()``: every later ``trace`` and ``generate`` of the copy replays them step by step, before the user's own
-block, so what a user reads is already edited and plans stack. A batch whose rows have different plans is one table
+A plan is compiled against a model into tables over phases and rows, and these are stored on a copy of the model by
+NNsight's ``edit()``: every later ``trace`` and ``generate`` of the copy replays them step by step, before the user's
+own block, so what a user reads is already edited and plans stack. A batch whose rows have different plans is one table
 with a row each; that is what lets one prefill be shared by many plans.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,7 +19,7 @@ from torch import Tensor
 from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
 from segregation.interventions.phase import PHASES, Phase, phase_numbers
-from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan, Rule
+from segregation.interventions.rules import AblateHeads, AblateMixer, Head, KeepHeads, KeepTopHeads, Plan, Rule
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import forward_arguments, token_positions
@@ -69,8 +70,9 @@ def enter(model: HybridModel, *plans: Plan) -> HybridModel:
     """
     tables = compile_plans(model, plans)
     if not tables:
-        return model._shallow_copy()
-    with model.edit() as (tracer, edited):
+        return cast(HybridModel, model._shallow_copy())
+    editing: Any = model.edit()
+    with editing as (tracer, edited):
         _follow(tracer, edited, tables)
     return edited
 
@@ -164,7 +166,7 @@ def _write(table: LayerTable, layer: int, rule: Rule, during: list[int], row: in
             table.heads[during, row] = False
         case AblateHeads() | KeepHeads():
             named = torch.zeros(heads, dtype=torch.bool, device=table.heads.device)
-            named[[head for at, head in rule.heads if at == layer]] = True
+            named[[head for at, head in cast(tuple[Head, ...], rule.heads) if at == layer]] = True
             table.heads[during, row] &= named if isinstance(rule, KeepHeads) else ~named
         case AblateMixer(layers=layers):
             if layers == "all" or layer in layers:
@@ -173,12 +175,13 @@ def _write(table: LayerTable, layer: int, rule: Rule, during: list[int], row: in
 
 def _follow(tracer: InterleavingTracer, model: HybridModel, tables: Tables) -> None:
     """Edit every forward of the run, anchored on the model's own input; returns when the run is over."""
+    forward: Any = model
     for _ in tracer.iter[:]:
         try:
-            args, kwargs = model.inputs
+            args, kwargs = forward.inputs
         except OutOfOrderError:
             return  # the run made no further step
-        positions = token_positions(forward_arguments(model._module, args, kwargs))
+        positions = token_positions(forward_arguments(model.hf_model, args, kwargs))
         lengths, rows = model.run.prompt_lengths, model.run.rows
         if lengths is None:
             lengths = positions.amax(-1) + 1
@@ -212,10 +215,11 @@ def _edit_layer(
         here = phases[:, at]
         keep = table.heads[here, rows]
         scores = [score for score in table.top if (table.limits(score) & present).any()]
-        call = model.attention_call(layer) if scores else None
-        for score in scores if call is not None else ():
-            best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][here, rows])
-            keep = keep & best.transpose(1, 2)
+        if scores:
+            call = model.attention_call(layer)
+            for score in scores:
+                best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][here, rows])
+                keep = keep & best.transpose(1, 2)
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs
         edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), keep.to(z.device)).flatten(-2)

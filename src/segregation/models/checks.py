@@ -1,10 +1,11 @@
-"""Can this model be believed here? Checks on the loaded model itself, as data, and what is switched off where one fails."""
+"""Can this model be believed here? Checks on the loaded model, as data, and what is switched off where one fails."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import torch
+from nnsight import save
 from torch import Tensor
 
 from segregation.errors import ModelError
@@ -97,10 +98,10 @@ def _untouched(model: HybridModel) -> Check:
         for layer in model.attention_layers:
             z = model.out_proj(layer).input
             model.out_proj(layer).input = z
-        traced = model.output.logits.save()
+        traced = save(model.output.logits)
     model.reset()
     with torch.no_grad():
-        plain = model._module(ids).logits
+        plain = model.hf_model(ids).logits
     return _within("writing back what was read changes nothing", (traced - plain).abs().max(), _exact(model))
 
 
@@ -109,7 +110,7 @@ def _edit_acts(model: HybridModel) -> Check:
     with torch.no_grad(), model.trace(ids):
         for layer in model.attention_layers:
             model.out_proj(layer).input = torch.zeros_like(model.out_proj(layer).input)
-        edited = model.output.logits.float().save()
+        edited = save(model.output.logits.float())
     change = float((edited - _logits(model, ids)).abs().max())
     return Check("ablating every head changes the logits (more than the tolerance)", change > 1e-7, change, 1e-7)
 
@@ -120,8 +121,8 @@ def _pattern_times_v(model: HybridModel) -> Check:
     with torch.no_grad():
         for layer in model.attention_layers:
             with model.trace(ids):
-                expected = model.attention_call(layer).z().float().save()
-                z = model.z(layer).float().save()
+                expected = save(model.attention_call(layer).z().float())
+                z = save(model.z(layer).float())
             worst = torch.maximum(worst, ((expected - z).abs().max() / z.abs().max().clamp(min=1)).to(worst.device))
     tolerance = 1e-5 if model.dtype == torch.float32 else 2e-2
     return _within("pattern @ v == z in every attention layer, relative", worst, tolerance)
@@ -158,13 +159,13 @@ def _fork(model: HybridModel) -> Check:
     with torch.no_grad():
         model.reset()
         cache = model.new_cache()
-        model._module(ids[:, :-1], past_key_values=cache, use_cache=True)
+        model.hf_model(ids[:, :-1], past_key_values=cache, use_cache=True)
         prefix = model.remember(cache, torch.tensor([LONG - 1], device=ids.device))
         for _ in range(2):
             fork = prefix.select(torch.zeros(2, dtype=torch.long, device=ids.device))
             position = torch.full((2, 1), LONG - 1, device=ids.device)
             step = ids[:, -1:].expand(2, 1)
-            logits = model._module(step, past_key_values=model.recall(fork), position_ids=position).logits
+            logits = model.hf_model(step, past_key_values=model.recall(fork), position_ids=position).logits
             outcomes.append(logits[:, -1].float())
     model.reset()
     worst = torch.stack([(one - whole).abs().max() for one in outcomes]).max()
@@ -173,14 +174,14 @@ def _fork(model: HybridModel) -> Check:
 
 def _eager_against_sdpa(model: HybridModel) -> Check:
     ids = _ids(model)[:1]
-    used = model._module.config._attn_implementation
+    used = model.attn_implementation or "sdpa"
     try:
         logits = {}
         for implementation in ("sdpa", "eager"):
-            model._module.set_attn_implementation(implementation)
+            model.hf_model.set_attn_implementation(implementation)
             logits[implementation] = _logits(model, ids)
     finally:
-        model._module.set_attn_implementation(used)
+        model.hf_model.set_attn_implementation(used)
     return _within("eager equals sdpa", (logits["eager"] - logits["sdpa"]).abs().max(), _tolerance(model))
 
 
@@ -192,7 +193,7 @@ def _prefill_against_decode(model: HybridModel) -> Check:
         model.reset()
         cache = model.new_cache()
         for i in range(LONG):
-            steps.append(model._module(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits)
+            steps.append(model.hf_model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits)
     model.reset()
     stepwise = torch.cat(steps, dim=1).float()
     return _within("one forward equals one token at a time", (whole - stepwise).abs().max(), _tolerance(model))

@@ -105,7 +105,7 @@ def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
     names: list[str] = list(getattr(config, "layers_block_type", None) or config.layer_types)
     if unknown := sorted(set(names) - set(_LAYER_TYPES)):
         raise FamilyError(f"layer types {unknown} are not understood; known: {', '.join(sorted(_LAYER_TYPES))}")
-    layer_types = tuple(_LAYER_TYPES[name] for name in names)
+    layer_types: tuple[LayerType, ...] = tuple(_LAYER_TYPES[name] for name in names)
     if len(set(layer_types)) != 2:
         raise FamilyError(
             f"a hybrid has attention layers and recurrent layers, this config has only {layer_types[0]} layers "

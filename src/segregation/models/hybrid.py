@@ -1,22 +1,25 @@
 """One hybrid language model, seen through NNsight in one vocabulary."""
 
 import functools
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from nnsight.intervention.envoy import Envoy, traceable
+from nnsight.intervention.envoy import traceable
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
 from segregation.errors import FamilyError, ModelError
 from segregation.models.attention import AttentionCall
+from segregation.models.decoding import check_decoding, check_length
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
-from segregation.models.positions import Run, forward_arguments, padding_mask
+from segregation.models.padding import keep_padding_out
+from segregation.models.positions import Run, forward_arguments
 from segregation.prompts.sample import Sample
 from segregation.shapes import Pattern, Z
 
@@ -68,7 +71,7 @@ class HybridModel(TransformersModel):
         self.run = Run()
         self.can_batch = True
         self.can_fork = True
-        placement = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
+        placement: dict[str, Any] = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
         super().__init__(module.eval(), task="text-generation", tokenizer=tokenizer, **placement)
         self.attention_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
         self.recurrent_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "recurrent")
@@ -83,7 +86,9 @@ class HybridModel(TransformersModel):
         self.description: dict[str, Any] = {"family": self.family.name, **(description or {})}
         self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
         if self.family.padded_inputs:
-            self._mask_padded_inputs()
+            keep_padding_out(
+                module, [mixer.get_submodule(name) for mixer in self._mixers for name in self.family.padded_inputs]
+            )
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -115,10 +120,10 @@ class HybridModel(TransformersModel):
             ModelError: a prompt that does not fit with its new tokens, or a way of decoding that feeds several tokens
                 to a filled cache (chunked prefill, assisted decoding, and beams where the family cannot move them).
         """
-        self._refuse_decoding(kwargs)
+        check_decoding(self.family, kwargs.get("generation_config") or self.hf_model.generation_config, kwargs)
         arguments = forward_arguments(self._module, inputs, kwargs)
         lengths = self.begin(arguments)
-        new = kwargs.get("max_new_tokens") or self._module.generation_config.max_new_tokens or 1
+        new = kwargs.get("max_new_tokens") or self.hf_model.generation_config.max_new_tokens or 1
         self.check_length(int(lengths.max()), new)
         return TransformersModel.generate(self, *inputs, **kwargs)
 
@@ -160,12 +165,17 @@ class HybridModel(TransformersModel):
         """An empty cache for this model."""
         from transformers import DynamicCache
 
-        return DynamicCache(config=self._module.config)
+        return DynamicCache(config=self.hf_model.config)
+
+    @property
+    def hf_model(self) -> "PreTrainedModel":
+        """The wrapped transformers model."""
+        return cast("PreTrainedModel", self._module)
 
     @property
     def end_tokens(self) -> tuple[int, ...]:
         """Tokens after which generation stops."""
-        ends = self._module.generation_config.eos_token_id
+        ends: int | list[int] | None = self.hf_model.generation_config.eos_token_id
         return () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
 
     # -- inputs ----------------------------------------------------------------------------------------------------
@@ -181,17 +191,12 @@ class HybridModel(TransformersModel):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def check_length(self, prompt_tokens: int, new_tokens: int) -> None:
-        """Refuse what does not fit.
+        """Refuse a prompt that does not fit with its new tokens.
 
         Raises:
-            ModelError: more positions than the model can take, with the numbers.
+            ModelError: more positions than the model takes, with the numbers.
         """
-        if self.max_positions is not None and prompt_tokens + new_tokens > self.max_positions:
-            raise ModelError(
-                f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones need {prompt_tokens + new_tokens} "
-                f"positions, but {self.description.get('name', self.family.name)} takes {self.max_positions}; "
-                f"shorten the prompt to {max(self.max_positions - new_tokens, 0)} tokens or ask for fewer new ones"
-            )
+        check_length(self.description.get("name", self.family.name), self.max_positions, prompt_tokens, new_tokens)
 
     # -- what a trace can read -------------------------------------------------------------------------------------
 
@@ -232,7 +237,7 @@ class HybridModel(TransformersModel):
 
     # -- where things are ------------------------------------------------------------------------------------------
 
-    def attention(self, layer: int) -> Envoy:
+    def attention(self, layer: int) -> Any:
         """The attention module of an attention layer.
 
         Raises:
@@ -241,7 +246,7 @@ class HybridModel(TransformersModel):
         self._check_layer(layer, "attention")
         return self._layer(layer).get(self.family.attention)
 
-    def mixer(self, layer: int) -> Envoy:
+    def mixer(self, layer: int) -> Any:
         """The recurrent mixer of a recurrent layer.
 
         Raises:
@@ -250,11 +255,11 @@ class HybridModel(TransformersModel):
         self._check_layer(layer, "recurrent")
         return self._layer(layer).get(self.family.mixer)
 
-    def out_proj(self, layer: int) -> Envoy:
+    def out_proj(self, layer: int) -> Any:
         """The output projection of an attention layer; its input is ``z``, heads side by side."""
         return self.attention(layer).get(self.family.out_proj)
 
-    def _layer(self, layer: int) -> Envoy:
+    def _layer(self, layer: int) -> Any:
         return self.get(self.family.layers)[layer]
 
     def _check_layer(self, layer: int, kind: LayerType) -> None:
@@ -267,8 +272,7 @@ class HybridModel(TransformersModel):
         """The attention call is found in the source of exactly the attention layers, whatever modules are called."""
         for layer, kind in enumerate(self.layer_types):
             block = self.attention(layer) if kind == "attention" else self.mixer(layer)
-            code = getattr(functools.reduce(getattr, ["forward"], type(block._module)), "__wrapped__", None)
-            names = (code or type(block._module).forward).__code__.co_varnames
+            names = inspect.unwrap(type(block._module).forward).__code__.co_varnames
             if ("attention_interface" in names) != (kind == "attention"):
                 raise FamilyError(
                     f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}"
@@ -281,7 +285,7 @@ class HybridModel(TransformersModel):
 
     def _max_positions(self) -> int | None:
         if self.family.max_positions:
-            return int(getattr(self._module.config, self.family.max_positions))
+            return int(getattr(self.hf_model.config, self.family.max_positions))
         limit = getattr(self.tokenizer, "model_max_length", None)
         return int(limit) if limit is not None and limit < 10**9 else None
 
@@ -298,39 +302,6 @@ class HybridModel(TransformersModel):
         if not invokes:
             return (), {}
         return super()._batch([(_as_text(inputs), kwargs) for inputs, kwargs in invokes], fn)
-
-    def _mask_padded_inputs(self) -> None:
-        """Keep padding out of mixers that ignore the attention mask, in every way the module can be run."""
-        current: dict[str, Tensor | None] = {"mask": None}
-
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
-            current["mask"] = padding_mask(forward_arguments(module, args, kwargs))
-
-        def apply(_module: nn.Module, _args: Any, output: Tensor) -> Tensor | None:
-            mask = current["mask"]
-            return None if mask is None else output * mask[:, :, None].to(output)
-
-        self._module.register_forward_pre_hook(note, with_kwargs=True)
-        for mixer in self._mixers:
-            for name in self.family.padded_inputs:
-                mixer.get_submodule(name).register_forward_hook(apply)
-
-    def _refuse_decoding(self, kwargs: Mapping[str, Any]) -> None:
-        config = kwargs.get("generation_config") or self._module.generation_config
-
-        def setting(name: str) -> Any:
-            return kwargs.get(name, getattr(config, name, None))
-
-        if (setting("num_beams") or 1) > 1 and not self.family.beams:
-            raise ModelError(
-                f"num_beams={setting('num_beams')}: beams do not move the state that {self.family.name} "
-                "holds on its modules; use num_beams=1"
-            )
-        for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
-            if kwargs.get(name, getattr(config, name, None)) is not None:
-                raise ModelError(
-                    f"{name} feeds several tokens to a filled cache, which {self.family.name} gets wrong; leave it out"
-                )
 
 
 def _as_text(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

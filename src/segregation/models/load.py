@@ -117,7 +117,7 @@ def kernels(device: str) -> dict[str, str]:
 def weights_sha256(folder: Path) -> str:
     """SHA-256 over the weight files of a folder, in the order of their names.
 
-    Files in the hub's cache are links to blobs named by their own SHA-256; that digest is taken instead of reading them.
+    Files in the hub's cache are links to blobs named by their SHA-256; that digest is taken instead of reading them.
     """
     digests = [_file_sha256(path) for path in sorted(folder.glob("*.safetensors"))]
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()

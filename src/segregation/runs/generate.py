@@ -63,11 +63,11 @@ def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple
     return prompt
 
 
-def provenance(model: HybridModel, batch_size: int | None) -> dict[str, object]:
+def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str, object]]:
     """What every record says about the model and the run."""
-    names = ("name", "revision", "weights_sha256", "dtype", "attn_implementation", "switched_off")
+    names = ("name", "family", "revision", "weights_sha256", "dtype", "attn_implementation", "switched_off")
     known = {name: model.description[name] for name in names if name in model.description}
-    return {"model": known, "batch_size": batch_size, "device": str(model.device)}
+    return {"model": known, "provenance": {"batch_size": batch_size, "device": str(model.device)}}
 
 
 def _generate(
@@ -92,9 +92,9 @@ def _generate(
                 plan_hash=row.plan.hash,
                 prompt_tokens=len(row.prompt),
                 tokens=tokens[row.index],
-                text=model.tokenizer.decode(tokens[row.index], skip_special_tokens=True),
+                text=model.tokenizer.decode(list(tokens[row.index]), skip_special_tokens=True),
                 settings={"max_new_tokens": max_new_tokens},
-                provenance=provenance(model, batch_size),
+                **described(model, batch_size),
             )
 
 

@@ -104,7 +104,7 @@ def prefill(model: HybridModel, prompts: Sequence[Prompt], plans: Sequence[Plan]
     def forward() -> None:
         model.reset()
         model.run.prompt_lengths, model.run.rows = lengths, None
-        model._module(
+        model.hf_model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=_positions(ids, mask),
@@ -135,7 +135,7 @@ def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, ste
         mask, position = before, lengths - 1
         for number in range(steps):
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
-            logits = model._module(
+            logits = model.hf_model(
                 input_ids=tokens[:, None],
                 attention_mask=mask.long() if padded else None,
                 position_ids=position[:, None],

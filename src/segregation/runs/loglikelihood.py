@@ -11,7 +11,7 @@ from segregation.interventions.apply import check_decode_positions, compile_plan
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs.generate import encode_checked, provenance
+from segregation.runs.generate import described, encode_checked
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
 from segregation.runs.record import Record
 
@@ -94,7 +94,7 @@ def _records(
             prompt_tokens=len(row.prompt),
             loglikelihoods=tuple(score for score, _ in outcomes),
             token_counts=tuple(count for _, count in outcomes),
-            provenance=provenance(model, batch_size),
+            **described(model, batch_size),
         )
 
 

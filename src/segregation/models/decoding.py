@@ -1,0 +1,43 @@
+"""Which ways of decoding a family gets right, and how long a prompt may be."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from segregation.errors import ModelError
+from segregation.models.family import Family
+
+
+def check_decoding(family: Family, config: Any, kwargs: Mapping[str, Any]) -> None:
+    """Refuse settings of ``generate`` that give silently wrong tokens with recurrent states.
+
+    Raises:
+        ModelError: beams where part of the state lives on modules, or several tokens fed to a filled cache.
+    """
+
+    def setting(name: str) -> Any:
+        return kwargs.get(name, getattr(config, name, None))
+
+    beams = setting("num_beams") or 1
+    if beams > 1 and not family.beams:
+        raise ModelError(
+            f"num_beams={beams}: beams do not move the state that {family.name} holds on its modules; use num_beams=1"
+        )
+    for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
+        if setting(name) is not None:
+            raise ModelError(
+                f"{name} feeds several tokens to a filled cache, which {family.name} gets wrong; leave it out"
+            )
+
+
+def check_length(name: str, max_positions: int | None, prompt_tokens: int, new_tokens: int) -> None:
+    """Refuse a prompt that does not fit with its new tokens.
+
+    Raises:
+        ModelError: more positions than the model takes, with the numbers.
+    """
+    if max_positions is not None and prompt_tokens + new_tokens > max_positions:
+        raise ModelError(
+            f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones need {prompt_tokens + new_tokens} "
+            f"positions, but {name} takes {max_positions}; shorten the prompt to "
+            f"{max(max_positions - new_tokens, 0)} tokens, or ask for fewer new ones"
+        )
