@@ -25,6 +25,9 @@ _HOME = {
     "PAPER_DEPTHS": "prompts.needle",
     "Haystack": "prompts.haystack",
     "Record": "runs.record",
+    "retrieval_score": "scores.retrieval",
+    "choice_accuracy": "scores.choice",
+    "target_loglikelihood": "scores.retrieval",
     "RunFolder": "runs.store",
     "read_records": "runs.store",
 }

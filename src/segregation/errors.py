@@ -23,3 +23,7 @@ class PlanError(SegregationError):
 
 class RecordError(SegregationError):
     """A run folder, manifest or record line that cannot be read or resumed."""
+
+
+class ScoreError(SegregationError):
+    """A score or statistic that its records do not allow: too few of them, unpaired, or of another kind."""
