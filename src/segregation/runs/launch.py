@@ -21,7 +21,7 @@ from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, merge
 
-ROWS = 64
+ROWS = 32
 """Rows decoded together when no batch size is given."""
 
 Prompt = Sequence[int]

@@ -1,0 +1,101 @@
+"""Tiny random hybrids of both families, every parameter perturbed so that biases and pad embeddings are not zero."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import (
+    AutoModelForCausalLM,
+    JambaConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RecurrentGemmaConfig,
+)
+
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Sample
+
+torch.set_num_threads(1)
+
+FAMILIES = ("recurrentgemma", "jamba")
+WINDOW = 16
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a byte, with <bos> in front."""
+    words = ["<pad>", "<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", padding_side="left"
+    )
+
+
+def random_module(family: str, *, seed: int = 0, spread: float = 0.15, **config: object) -> PreTrainedModel:
+    """A transformers model of two attention layers with four heads each, plain and unwrapped."""
+    common = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "bos_token_id": 2,
+    }
+    if family == "recurrentgemma":
+        shape = RecurrentGemmaConfig(
+            **{"num_hidden_layers": 6, "num_key_value_heads": 1, "attention_window_size": WINDOW, **common, **config}
+        )
+    else:
+        shape = JambaConfig(
+            **{
+                **{"num_hidden_layers": 4, "num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
+                **{"num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4, "max_position_embeddings": 256},
+                **common,
+                **config,
+            }
+        )
+    torch.manual_seed(seed)
+    module = AutoModelForCausalLM.from_config(shape)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * spread)
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HybridModel]:
+    """``build(family, **config)`` wraps a new random model."""
+
+    def wrap(family: str, **options: object) -> HybridModel:
+        return HybridModel(random_module(family, **options), tokenizer, {"name": f"random-{family}"})
+
+    return wrap
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def model(request: pytest.FixtureRequest, build: Callable[..., HybridModel]) -> HybridModel:
+    """One hybrid of each family; a test that leaves it changed has found a bug."""
+    return build(request.param)
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[Sample]:
+    """Prompts of 1, 2 and up to 40 tokens (the window is 16), with continuations of 1 to 3 tokens."""
+    rng = random.Random(0)
+
+    def text(n: int) -> str:
+        return "".join(rng.choice("abcdefgh ijkl") for _ in range(n))
+
+    return [
+        Sample(id=f"{n}", prompt=text(n), target="xyz", choices=("xyz", "y", "zq")) for n in (5, 30, 12, 1, 22, 39)
+    ]
