@@ -1,0 +1,70 @@
+"""Ablate every attention head in each phase: is retrieval gone, and does reading twice bring it back?
+
+    python -m experiments.attention_ablation --model tiny-jamba
+
+Claims ``ablation`` and ``jrt`` of arXiv 2510.19861 (section on attention ablation); control: facts under the ablation.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import segregation as sg
+from experiments.launch import main
+from segregation.prompts.benchmarks import facts
+from segregation.prompts.grid import TINY_LENGTHS_TWICE, Grid
+from segregation.runs.fill import fill_generate, fill_loglikelihood, open_run
+
+PHASES = (sg.Phase.PREFILL, sg.Phase.LAST, sg.Phase.DECODE, sg.Phase.GENERATION, sg.Phase.ALL)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        model: bundled name, folder or hub id.
+        once: samples whose context is read once.
+        twice: samples whose context is read twice.
+        n_facts: facts asked, as a control.
+        max_new_tokens: new tokens per sample.
+        batch_size: rows decoded together.
+        device: where the model goes, "cpu" or "cuda".
+        runs: the folder that run folders go to.
+        resume: go on with the run that is there.
+    """
+
+    model: str = "tiny-recurrentgemma"
+    once: Grid = field(default_factory=Grid)
+    twice: Grid = field(default_factory=lambda: Grid(lengths=TINY_LENGTHS_TWICE, readings=2))
+    n_facts: int = 100
+    max_new_tokens: int = 40
+    batch_size: int | None = None
+    device: str = "cpu"
+    runs: Path = Path("runs")
+    resume: bool = False
+
+
+def run(options: Options) -> Path:
+    """Run what is missing; the run folder."""
+    model = sg.load_model(options.model, device_map=options.device)
+    name = f"{Path(options.model).name}-attention-ablation"
+    folder = open_run(options.runs, name, model, options, resume=options.resume)
+    ablated = {during: sg.Plan(sg.AblateHeads("all", during=during)) for during in PHASES}
+    for grid in (options.once, options.twice):
+        fill_generate(
+            folder,
+            model,
+            grid.samples(model.tokenizer),
+            [sg.Plan(), *ablated.values()],
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            title=f"{name}, read {grid.readings}x",
+        )
+    fill_loglikelihood(
+        folder, model, facts(options.n_facts), [sg.Plan(), ablated[sg.Phase.ALL]], title=f"{name}, facts"
+    )
+    return folder.path
+
+
+if __name__ == "__main__":
+    main(run, Options, __doc__)

@@ -1,0 +1,95 @@
+"""Keep k heads per layer, chosen by entropy, by l2 or at random: how few carry retrieval?
+
+    python -m experiments.head_sparsification --model tiny-jamba
+
+Claims ``sparsity``, ``random-heads`` and ``benchmarks`` of arXiv 2510.19861 (section on head sparsification); controls:
+random heads, 20 draws for every k, and facts.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import segregation as sg
+from experiments.launch import main
+from segregation.interventions.draws import random_heads
+from segregation.prompts.benchmarks import facts
+from segregation.prompts.grid import Grid
+from segregation.runs.fill import fill_generate, fill_loglikelihood, open_run
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run.
+
+    Attributes:
+        model: bundled name, folder or hub id.
+        grid: the samples.
+        draws: random draws per k.
+        random_every: random draws in generation use every so-many-th sample (draws are what is averaged over).
+        all_phases_every: plans in all phases use every so-many-th sample (each needs a prefill of its own).
+        random_all_phases_every: random draws in all phases use every so-many-th sample.
+        n_facts: facts asked.
+        max_new_tokens: new tokens per sample.
+        batch_size: rows decoded together.
+        device: where the model goes, "cpu" or "cuda".
+        seed: of the random draws.
+        runs: the folder that run folders go to.
+        resume: go on with the run that is there.
+    """
+
+    model: str = "tiny-recurrentgemma"
+    grid: Grid = field(default_factory=Grid)
+    draws: int = 20
+    random_every: int = 5
+    all_phases_every: int = 5
+    random_all_phases_every: int = 20
+    n_facts: int = 100
+    max_new_tokens: int = 40
+    batch_size: int | None = None
+    device: str = "cpu"
+    seed: int = 0
+    runs: Path = Path("runs")
+    resume: bool = False
+
+
+def run(options: Options) -> Path:
+    """Run what is missing; the run folder."""
+    model = sg.load_model(options.model, device_map=options.device)
+    name = f"{Path(options.model).name}-head-sparsification"
+    folder = open_run(options.runs, name, model, options, resume=options.resume)
+    samples = options.grid.samples(model.tokenizer)
+
+    def chosen(during: sg.Phase) -> list[sg.Plan]:
+        ks = range(model.n_heads + 1)
+        return [sg.Plan(sg.KeepTopHeads(k, score, during=during)) for score in ("entropy", "l2") for k in ks]
+
+    def drawn(during: sg.Phase) -> list[sg.Plan]:
+        layers, n, seed = model.attention_layers, options.draws, options.seed
+        ks = range(1, model.n_heads)
+        return [plan for k in ks for plan in random_heads(layers, model.n_heads, k, n, during=during, seed=seed)]
+
+    sweeps = (
+        ("by score, generation", [sg.Plan(), *chosen(sg.Phase.GENERATION)], 1),
+        ("random, generation", drawn(sg.Phase.GENERATION), options.random_every),
+        ("by score, all phases", chosen(sg.Phase.ALL), options.all_phases_every),
+        ("random, all phases", drawn(sg.Phase.ALL), options.random_all_phases_every),
+    )
+    for title, plans, every in sweeps:
+        fill_generate(
+            folder,
+            model,
+            samples[::every],
+            plans,
+            max_new_tokens=options.max_new_tokens,
+            batch_size=options.batch_size,
+            title=f"{name}, {title}",
+        )
+    by_entropy = [sg.Plan(sg.KeepTopHeads(k, during=sg.Phase.GENERATION)) for k in range(model.n_heads + 1)]
+    ablated = sg.Plan(sg.AblateHeads("all", during=sg.Phase.ALL))
+    plans = [sg.Plan(), ablated, *by_entropy]
+    fill_loglikelihood(folder, model, facts(options.n_facts), plans, title=f"{name}, facts")
+    return folder.path
+
+
+if __name__ == "__main__":
+    main(run, Options, __doc__)

@@ -1,0 +1,204 @@
+"""The ``segregation`` command: list and check models, run one needle grid under a plan, report on a run."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from segregation.errors import PlanError, SegregationError
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import AblateHeads, HeadScore, KeepTopHeads, Plan
+from segregation.prompts.grid import Grid
+
+BAD_INPUT = 2
+"""Exit code for input that is refused."""
+FAILED_CHECK = 1
+"""Exit code for a model that fails a check."""
+
+Positional = tyro.conf.Positional
+
+
+@dataclass(frozen=True)
+class Models:
+    """List the models that come with the package."""
+
+    def __call__(self) -> int:
+        """Print one row per bundled model."""
+        from segregation.models.load import WEIGHTS, bundled_models
+
+        table = Table(title="Bundled models; any other is a folder or a hub id OWNER/NAME", title_justify="left")
+        for column in ("name", "family", "layers", "query heads", "width", "size"):
+            table.add_column(column)
+        for name in bundled_models():
+            config = json.loads((WEIGHTS / name / "config.json").read_text(encoding="utf-8"))
+            size = sum(path.stat().st_size for path in (WEIGHTS / name).iterdir()) / 1e6
+            sizes = (str(config[key]) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+            table.add_row(name, config["model_type"], *sizes, f"{size:.1f} MB")
+        Console().print(table)
+        return 0
+
+
+@dataclass(frozen=True)
+class Check:
+    """Check whether a model can be believed here: edits act, nothing leaks, batches equal singles.
+
+    Attributes:
+        model: bundled name, folder or hub id.
+        json: print the checks as JSON.
+    """
+
+    model: Positional[str]
+    json: bool = False
+
+    def __call__(self) -> int:
+        """Print every check; the exit code is 1 if one failed."""
+        from segregation.models.checks import run_checks
+        from segregation.models.load import load_model
+
+        checks = run_checks(load_model(self.model, self_checks=False))
+        if self.json:
+            print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+        else:
+            table = Table(title=f"Checks of {self.model}", title_justify="left")
+            for column in ("check", "passed", "measured", "tolerance", "if it fails"):
+                table.add_column(column)
+            for check in checks:
+                passed = "[green]yes[/]" if check.passed else "[bold red]no[/]"
+                consequence = f"{check.switched_off} is switched off" if check.switched_off else "the model is refused"
+                table.add_row(check.name, passed, f"{check.measured:.2e}", f"{check.tolerance:.0e}", consequence)
+            Console().print(table)
+        return 0 if all(check.passed for check in checks) else FAILED_CHECK
+
+
+@dataclass(frozen=True)
+class Niah:
+    """Run one needle grid on one model, untouched and under a plan.
+
+    Attributes:
+        model: bundled name, folder or hub id.
+        plan: a JSON file with a plan (what ``Plan.to_json`` writes); takes the place of the flags below.
+        ablate_heads: ablate every attention head.
+        keep_top_heads: keep this many heads of each attention layer.
+        score: how heads are ranked for keep-top-heads.
+        during: the phases the flags act in: PREFILL, LAST, DECODE, GENERATION, ALL, or several joined by "|".
+        grid: the samples.
+        max_new_tokens: new tokens per sample.
+        batch_size: rows decoded together.
+        device: where the model goes, "cpu" or "cuda".
+        runs: the folder that run folders go to.
+        run: name of the run folder.
+        resume: go on with the run of that name.
+    """
+
+    model: Positional[str]
+    plan: Path | None = None
+    ablate_heads: bool = False
+    keep_top_heads: int | None = None
+    score: HeadScore = "entropy"
+    during: str = "ALL"
+    grid: Annotated[Grid, tyro.conf.arg(name="")] = field(default_factory=Grid)
+    max_new_tokens: int = 40
+    batch_size: int | None = None
+    device: str = "cpu"
+    runs: Path = Path("runs")
+    run: str = "niah"
+    resume: bool = False
+
+    def __call__(self) -> int:
+        """Run what is missing, write the report and print the rates."""
+        plan = self._plan()
+        from segregation.models.load import load_model
+        from segregation.report.html import write_report
+        from segregation.report.run import read_run
+        from segregation.report.tables import rates_table
+        from segregation.runs.fill import fill_generate, open_run
+
+        model = load_model(self.model, device_map=self.device)
+        assert model.tokenizer is not None
+        folder = open_run(self.runs, self.run, model, self, resume=self.resume)
+        fill_generate(
+            folder,
+            model,
+            self.grid.samples(model.tokenizer),
+            [Plan(), plan],
+            max_new_tokens=self.max_new_tokens,
+            batch_size=self.batch_size,
+            title=self.run,
+        )
+        write_report(folder.path)
+        console = Console()
+        console.print(rates_table(read_run(folder.path).outcomes))
+        console.print(f"Written: {folder.path / 'report.html'}", soft_wrap=True)
+        return 0
+
+    def _plan(self) -> Plan:
+        flags = []
+        if self.ablate_heads:
+            flags.append(AblateHeads("all", during=Phase.parse(self.during)))
+        if self.keep_top_heads is not None:
+            flags.append(KeepTopHeads(self.keep_top_heads, self.score, during=Phase.parse(self.during)))
+        if self.plan is None:
+            return Plan(*flags)
+        if flags:
+            raise PlanError("a plan comes from --plan or from flags, not from both; leave one of them out")
+        try:
+            return Plan.from_json(self.plan.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PlanError(
+                f"the plan {str(self.plan)!r} cannot be read ({error.strerror}); name a JSON file"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write claims, figures and report.html of a run folder (or a folder of runs) from its records.
+
+    Attributes:
+        folder: the run folder.
+    """
+
+    folder: Positional[Path]
+
+    def __call__(self) -> int:
+        """Write the report, print the claims and the rates."""
+        from segregation.report.html import write_report
+        from segregation.report.run import read_runs
+        from segregation.report.tables import claims_table, rates_table
+
+        claims = write_report(self.folder)
+        console = Console()
+        if claims:
+            console.print(claims_table(claims))
+        for run in read_runs(self.folder):
+            console.print(run.name, style="bold")
+            console.print(rates_table(run.outcomes))
+        console.print(f"Written: {self.folder / 'report.html'}", soft_wrap=True)
+        return 0
+
+
+COMMANDS: dict[str, Any] = {"models": Models, "check": Check, "niah": Niah, "report": Report}
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn refused input into one line on standard error and exit code 2; other errors keep their traceback."""
+    try:
+        yield
+    except SegregationError as error:
+        print(f"segregation: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+
+
+def main(args: list[str] | None = None) -> None:
+    """The entry point of the ``segregation`` command."""
+    command = tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="segregation", description=__doc__, args=args)
+    with refusing():
+        raise SystemExit(command())

@@ -1,0 +1,106 @@
+"""One self-contained HTML page per run folder: claims, figures, rates, sample outputs and the manifest."""
+
+import base64
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from segregation import __version__
+from segregation.report.figures import figures_of, png
+from segregation.report.names import plan_name
+from segregation.report.run import Run, read_runs
+from segregation.report.tables import measured, rates
+from segregation.scores.claims import Claim, write_claims
+from segregation.scores.outcomes import sweep_point
+
+EXAMPLES = 12
+"""Sample outputs shown per run, at most."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample output: what was asked for, and what one plan made of it."""
+
+    plan: str
+    where: str
+    target: str
+    text: str
+    value: float
+
+
+def write_report(folder: Path | str) -> list[Claim]:
+    """Write ``claims.json``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
+
+    Only records are read. Returns the claims.
+
+    Raises:
+        RecordError: there is no run in the folder, or a record cannot be read.
+    """
+    folder = Path(folder)
+    runs = read_runs(folder)
+    pictures = {run.name: draw(run) for run in runs}
+    claims = [claim for run in runs for claim in run.claims]
+    write_claims(claims, folder / "claims.json")
+    (folder / "figures").mkdir(exist_ok=True)
+    for name, drawn in pictures.items():
+        for figure, picture in drawn.items():
+            (folder / "figures" / f"{name}-{figure}.png").write_bytes(picture)
+    (folder / "report.html").write_text(page(folder.resolve().name, runs, pictures), encoding="utf-8")
+    return claims
+
+
+def draw(run: Run) -> dict[str, bytes]:
+    """The figures of a run as PNG pictures, by name."""
+    return {name: png(figure) for name, figure in figures_of(run.outcomes).items()}
+
+
+def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]]) -> str:
+    """The whole page; everything that models or users wrote is escaped."""
+    environment = Environment(
+        loader=PackageLoader("segregation.report", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["base64"] = lambda picture: base64.b64encode(picture).decode()
+    environment.filters["measured"] = measured
+    return environment.get_template("page.html.jinja").render(
+        title=title,
+        version=__version__,
+        claims=[claim for run in runs for claim in run.claims],
+        runs=[
+            {
+                "name": run.name,
+                "pictures": pictures[run.name],
+                "rates": rates(run.outcomes),
+                "examples": examples(run),
+                "manifest": json.dumps(run.manifest, indent=2, sort_keys=True),
+                "n_records": len(run.records),
+            }
+            for run in runs
+        ],
+    )
+
+
+def examples(run: Run) -> list[Example]:
+    """The outputs of one sample, the middle one, under every plan but the random draws; at most ``EXAMPLES``."""
+    generated = [
+        (outcome, record)
+        for outcome, record in zip(run.outcomes, run.records, strict=True)
+        if record.kind == "generate" and getattr(sweep_point(outcome.plan), "choice", "") != "random"
+    ]
+    if not generated:
+        return []
+    ids = list(dict.fromkeys(outcome.sample_id for outcome, _ in generated))
+    chosen = ids[len(ids) // 2]
+    return [
+        Example(
+            plan=plan_name(outcome.plan),
+            where=f"{outcome.context_length} tokens, depth {outcome.depth_percent:.0f}%",
+            target=record.target,
+            text=record.text,
+            value=outcome.value,
+        )
+        for outcome, record in generated
+        if outcome.sample_id == chosen
+    ][:EXAMPLES]

@@ -1,0 +1,128 @@
+"""Tables of claims and of rates, for a terminal, for Markdown and for the HTML page."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from rich.table import Table
+from rich.text import Text
+
+from segregation.report.names import phase_name, plan_name
+from segregation.scores.claims import Claim
+from segregation.scores.outcomes import Outcome, sweep_point
+from segregation.scores.statistics import wilson
+
+_STYLES = {"holds": "bold green", "fails": "bold red", "undecided": "yellow"}
+
+
+def measured(claim: Claim) -> str:
+    """The measured number with its interval, in percent.
+
+    >>> measured(Claim("ablation", "", "m", None, 0.0, 0.0, 0.037, 100, "holds", ()))
+    '0.0% [0.0, 3.7]'
+    """
+    if claim.measured is None or claim.ci_low is None or claim.ci_high is None:
+        return "-"
+    return f"{claim.measured:.1%} [{100 * claim.ci_low:.1f}, {100 * claim.ci_high:.1f}]"
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    """The claims for a terminal, one row each."""
+    table = Table(title="Claims of arXiv 2510.19861, with 95% intervals", title_justify="left", show_lines=True)
+    table.add_column("claim", no_wrap=True)
+    table.add_column("model", no_wrap=True)
+    table.add_column("statement", ratio=3)
+    table.add_column("paper", ratio=1)
+    table.add_column("measured", justify="right", no_wrap=True)
+    table.add_column("n", justify="right")
+    table.add_column("verdict", no_wrap=True)
+    for claim in claims:
+        statement = Text(claim.statement)
+        if claim.note:
+            statement.append(f"\n{claim.note}", style="dim")
+        verdict = Text(claim.verdict, style=_STYLES[claim.verdict])
+        table.add_row(claim.id, claim.model, statement, claim.paper or "-", measured(claim), str(claim.n), verdict)
+    return table
+
+
+def claims_markdown(claims: Sequence[Claim]) -> str:
+    """The claims as a Markdown table.
+
+    >>> print(claims_markdown([Claim("jrt", "no | recovery", "m", None, 0.0, 0.0, 0.037, 100, "holds", ())]))
+    | claim | model | statement | paper | measured, 95% interval | n | verdict |
+    |---|---|---|---|---|---|---|
+    | jrt | m | no \\| recovery | - | 0.0% [0.0, 3.7] | 100 | holds |
+    """
+    rows = [
+        (
+            c.id,
+            c.model,
+            f"{c.statement} ({c.note})" if c.note else c.statement,
+            c.paper or "-",
+            measured(c),
+            str(c.n),
+            c.verdict,
+        )
+        for c in claims
+    ]
+    head = ("claim", "model", "statement", "paper", "measured, 95% interval", "n", "verdict")
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+@dataclass(frozen=True)
+class RateRow:
+    """How often one plan gave the right answer.
+
+    Attributes:
+        task: the task of the samples.
+        readings: how often the prompt holds the context.
+        plan: the plan in words; random draws with equal k and phase share a row.
+        n: records counted.
+        correct: share of exact retrievals, or of right choices.
+        low: lower end of its Wilson 95% interval.
+        high: upper end.
+        value: mean score (for needles the rubric, 0..1).
+    """
+
+    task: str
+    readings: int
+    plan: str
+    n: int
+    correct: float
+    low: float
+    high: float
+    value: float
+
+
+def rates(outcomes: Sequence[Outcome]) -> list[RateRow]:
+    """One row per task, number of readings and plan, in the order they were run."""
+    groups: dict[tuple[str, int, str], list[Outcome]] = defaultdict(list)
+    for outcome in outcomes:
+        groups[outcome.task, outcome.readings, _row_name(outcome)].append(outcome)
+    rows = []
+    for (task, readings, plan), group in groups.items():
+        rate = wilson(sum(outcome.correct for outcome in group), len(group))
+        value = fmean(outcome.value for outcome in group)
+        rows.append(RateRow(task, readings, plan, len(group), rate.value, rate.low, rate.high, value))
+    return rows
+
+
+def rates_table(outcomes: Sequence[Outcome]) -> Table:
+    """The rates for a terminal, one row per task, number of readings and plan."""
+    table = Table(title="Share of right answers, with Wilson 95% intervals", title_justify="left")
+    for name in ("task", "read", "plan", "n", "exact", "95% interval", "rubric"):
+        table.add_column(name, justify="left" if name in ("task", "plan") else "right")
+    for row in rates(outcomes):
+        interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
+        cells = (row.task, f"{row.readings}x", row.plan, str(row.n), f"{row.correct:.1%}", interval, f"{row.value:.2f}")
+        table.add_row(*cells)
+    return table
+
+
+def _row_name(outcome: Outcome) -> str:
+    point = sweep_point(outcome.plan)
+    if point is not None and point.choice == "random":
+        return f"{point.k} random heads per layer in {phase_name(point.during)}"
+    return plan_name(outcome.plan)

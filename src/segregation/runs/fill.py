@@ -1,0 +1,137 @@
+"""Filling a run folder with the records it lacks, with a progress bar that tells rate and time left."""
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from segregation.interventions.rules import Plan
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Metadata, Sample
+from segregation.runs.generate import generate
+from segregation.runs.loglikelihood import loglikelihood
+from segregation.runs.record import Kind, Record
+from segregation.runs.store import RunFolder, run_path
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_NOT_RESULTS = frozenset({"model", "device", "batch_size", "runs", "run", "resume"})
+"""Options that the manifest holds elsewhere, or that change no record."""
+
+
+def open_run(
+    root: Path | str, name: str, model: HybridModel, options: "DataclassInstance", *, resume: bool = False
+) -> RunFolder:
+    """The run folder ``root/name`` with a manifest that says which model, what, by which command and when.
+
+    Args:
+        root: where runs go.
+        name: the folder's name; it cannot leave ``root``.
+        model: described in the manifest; a resumed run must have the same weights, dtype and versions.
+        options: a dataclass of the options of the run, written into the manifest but for where it runs and goes.
+        resume: go on with a run that is there, instead of refusing to touch it.
+
+    Raises:
+        RecordError: the folder holds a run and ``resume`` is off, or that run is another one.
+    """
+    described = {key: value for key, value in model.description.items() if key != "self_checks"}
+    chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in _NOT_RESULTS}
+    manifest = {
+        "model": described,
+        "device": str(model.device),
+        "options": json.loads(json.dumps(chosen, default=str)),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    path = run_path(root, name)
+    return RunFolder(path, manifest) if resume else RunFolder.start(path, manifest)
+
+
+def fill_generate(
+    folder: RunFolder,
+    model: HybridModel,
+    samples: Sequence[Sample],
+    plans: Sequence[Plan],
+    *,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
+    title: str = "generate",
+) -> int:
+    """Generate for every sample and plan that the folder has no record of; how many records were made.
+
+    Raises:
+        RecordError: the samples are not those the folder's records were made from.
+    """
+
+    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
+        return generate(model, lacking, plans, max_new_tokens=max_new_tokens, batch_size=batch_size)
+
+    return _fill(folder, missing(folder, samples, plans, "generate", {"max_new_tokens": max_new_tokens}), run, title)
+
+
+def fill_loglikelihood(
+    folder: RunFolder,
+    model: HybridModel,
+    samples: Sequence[Sample],
+    plans: Sequence[Plan],
+    *,
+    batch_size: int | None = None,
+    title: str = "log-likelihood",
+) -> int:
+    """Score the choices of every sample and plan that the folder has no record of; how many records were made.
+
+    Raises:
+        RecordError: the samples are not those the folder's records were made from.
+    """
+
+    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
+        return loglikelihood(model, lacking, plans, batch_size=batch_size)
+
+    return _fill(folder, missing(folder, samples, plans, "loglikelihood"), run, title)
+
+
+def missing(
+    folder: RunFolder, samples: Sequence[Sample], plans: Sequence[Plan], kind: Kind, settings: Metadata | None = None
+) -> list[tuple[list[Sample], list[Plan]]]:
+    """What the folder lacks: groups of samples with the plans that lack exactly those, to be run in one call."""
+    groups: dict[tuple[str, ...], tuple[list[Sample], list[Plan]]] = {}
+    for plan in dict.fromkeys(plans):
+        lacking = folder.pending(samples, kind=kind, plan_hash=plan.hash, settings=settings)
+        if lacking:
+            groups.setdefault(tuple(sample.id for sample in lacking), (lacking, []))[1].append(plan)
+    return list(groups.values())
+
+
+class RateColumn(ProgressColumn):
+    """Records per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate as text, empty until there is one."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
+
+
+def _fill(
+    folder: RunFolder,
+    todo: Sequence[tuple[list[Sample], list[Plan]]],
+    run: Callable[[list[Sample], list[Plan]], Iterator[Record]],
+    title: str,
+) -> int:
+    total = sum(len(samples) * len(plans) for samples, plans in todo)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(title, total=total)
+        for samples, plans in todo:
+            for record in run(samples, plans):
+                folder.append(record)
+                bar.advance(task)
+    return total
