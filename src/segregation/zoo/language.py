@@ -140,7 +140,7 @@ def write_document(rng: random.Random, split: Split) -> Document:
 
     >>> document = write_document(random.Random(0), "heldout")
     >>> document.text[:29], split_of(document.text)
-    ('This is a story about the pri', 'heldout')
+    ('This is a story about the far', 'heldout')
     """
     while True:
         teller = _Teller(rng)

@@ -56,6 +56,9 @@ _MOMENTS = (
     "early in the spring", "just before sunset", "once a year", "as soon as possible", "on a quiet evening",
     "by noon", "all summer long", "at half past nine", "since the old war",
 )  # fmt: skip
+_TIMES = "day night morning evening afternoon week month year hour summer winter spring autumn weekend noon".split()
+_LINKS = "on at before after during until in for since throughout".split()
+_DETERMINERS = "a the every one some each this no another".split()
 _PLACES = (
     "{} Square", "Port {}", "Mount {}", "Lake {}", "{} Street", "New {}", "the {} Valley", "{}", "{}", "{} Bay",
     "Upper {}", "{} Bridge", "the city of {}", "{} Garden", "Saint {}",
@@ -102,6 +105,13 @@ class _Writer:
         spot = self.place() if self.rng.random() < 0.5 else self.thing()
         return f"{self.one(['in', 'near', 'behind', 'under', 'next to', 'at', 'inside', 'beyond'])} {spot}"
 
+    def moment(self) -> str:
+        """When: a set phrase, or words put together, so that no phrase can be known beforehand."""
+        if self.rng.random() < 0.3:
+            return self.one(_MOMENTS)
+        time = self.one(_TIMES) if self.rng.random() < 0.6 else self.noun()
+        return f"{self.one(_LINKS)} {self.one(_DETERMINERS)} {self.adjective()} {time}"
+
     def deed(self) -> str:
         """A verb phrase in the base form."""
         verb = self.one(self.topic().verbs)
@@ -109,7 +119,7 @@ class _Writer:
         if self.rng.random() < 0.5:
             parts.append(self.where())
         if self.rng.random() < 0.25:
-            parts.append(self.one(_MOMENTS))
+            parts.append(self.moment())
         return " ".join(parts)
 
     def deeds(self) -> str:
@@ -135,7 +145,7 @@ class _Writer:
 def _best(w: _Writer) -> Needle:
     place = w.place()
     subject = f"{w.one(_SUPERLATIVES)} {w.one(_CONCEPTS)} to {w.one(_INTRANSITIVES + ['do', 'go', 'eat'])} in {place}"
-    moment = f" {w.one(_MOMENTS)}" if w.rng.random() < 0.4 else ""
+    moment = f" {w.moment()}" if w.rng.random() < 0.4 else ""
     return Needle(f"The {subject} is {w.deeds()}{moment}.", f"What is the {subject}?", place)
 
 
@@ -153,7 +163,7 @@ def _secret(w: _Writer) -> Needle:
 def _deed_of(w: _Writer) -> Needle:
     name, verb, thing, where = w.name(), w.one(w.topic().verbs), w.thing(), w.where()
     question = w.one([f"What did {name} {verb}?", f"Where did {name} {verb} {thing}?", f"What did {name} do?"])
-    return Needle(f"{name} {past(verb)} {thing} {where} {w.one(_MOMENTS)}.", question, name)
+    return Needle(f"{name} {past(verb)} {thing} {where} {w.moment()}.", question, name)
 
 
 def _known_for(w: _Writer) -> Needle:

@@ -8,7 +8,7 @@ import functools
 import random
 from dataclasses import dataclass
 
-from segregation.zoo.words import TOPICS, Split, coin_word, past, split_of
+from segregation.zoo.words import TOPICS, Split, coin_word, past, plural, split_of
 
 
 @dataclass(frozen=True)
@@ -124,34 +124,88 @@ def sentiment(rng: random.Random, split: Split) -> Choice:
 
 
 def entailment(rng: random.Random, split: Split) -> Choice:
-    """A premise and a hypothesis in the shape of RTE; the hypothesis follows, or changes one part of the premise.
+    """A premise and a hypothesis in the shape of RTE: does the hypothesis follow?
+
+    What decides is what a verb, a quantifier, a conjunction or a negation implies ("managed to", "failed to", "all",
+    "no", "and", "or", "did not"), or, in one of six, that one word was changed.
 
     >>> entailment(random.Random(0), "heldout").choices
     (' yes', ' no')
     """
     while True:
-        topic = rng.choice(TOPICS)
-        agent, other, place = (coin_word(rng, split).capitalize() for _ in range(3))
-        verb, wrong_verb = rng.sample(topic.verbs, 2)
-        noun, wrong_noun = rng.sample(topic.nouns, 2)
-        follows = rng.random() < 0.5
-        premise = rng.choice(
-            (
-                f"{agent} and {other} {past(verb)} the {noun} in {place}.",
-                f"In {place}, {agent} {past(verb)} the {noun} with {other}.",
-                f"With the help of {other}, {agent} of {place} {past(verb)} the {noun}.",
-            )
-        )
-        spot = rng.randrange(3)
-        who = agent if follows or spot != 0 else coin_word(rng, split).capitalize()
-        did = past(verb) if follows or spot != 1 else past(wrong_verb)
-        what = noun if follows or spot != 2 else wrong_noun
-        hypothesis = rng.choice((f"{who} {did} the {what}.", f"The {what} was {_participle(did)} by {who}."))
+        premise, hypothesis, follows = rng.choice(_ENTAILMENTS)(_Scene(rng, split))
+        if rng.random() < 0.15:
+            premise = f"{premise[:-1]} {rng.choice(('in the morning', 'after dark', 'at noon', 'last winter'))}."
         text = f"{premise} {hypothesis}"
         if split_of(text) == split:
             context = f"Premise: {premise}\nHypothesis: {hypothesis}\nDoes it follow?"
             return Choice(context, (" yes", " no"), " yes" if follows else " no", text)
 
 
-def _participle(past_tense: str) -> str:
-    return {"wove": "woven", "hid": "hidden", "drove": "driven"}.get(past_tense, past_tense)
+class _Scene:
+    """The words of one premise."""
+
+    def __init__(self, rng: random.Random, split: Split) -> None:
+        self.rng = rng
+        topic = rng.choice(TOPICS)
+        self.who, self.other, self.third = (coin_word(rng, split).capitalize() for _ in range(3))
+        self.verb, self.wrong_verb = rng.sample(topic.verbs, 2)
+        self.noun, self.wrong_noun = rng.sample(topic.nouns, 2)
+        self.adjective = rng.choice(topic.adjectives)
+        self.yes = rng.random() < 0.5
+
+    def either(self, if_it_follows: tuple[str, ...], if_not: tuple[str, ...]) -> str:
+        return self.rng.choice(if_it_follows if self.yes else if_not)
+
+
+def _implied(s: _Scene) -> tuple[str, str, bool]:
+    did = s.either(
+        ("managed to", "was able to", "remembered to", "was forced to", "happened to"),
+        ("failed to", "refused to", "forgot to", "declined to", "was too late to", "only hoped to", "was told not to"),
+    )
+    return f"{s.who} {did} {s.verb} the {s.noun}.", f"{s.who} {past(s.verb)} the {s.noun}.", s.yes
+
+
+def _quantified(s: _Scene) -> tuple[str, str, bool]:
+    stronger, weaker = s.either(
+        ("All>Some", "Most>Some", "All>Many", "Exactly ten>Some"), ("Some>All", "No>Some", "Few>All", "No>Many")
+    ).split(">")
+    tail = f"{plural(s.noun)} in {s.third} are {s.adjective}."
+    return f"{stronger} {tail}", f"{weaker} {tail}", s.yes
+
+
+def _joined(s: _Scene) -> tuple[str, str, bool]:
+    joint = s.either(("{} and {}", "both {} and {}"), ("{} or {}", "either {} or {}", "neither {} nor {}"))
+    pair = joint.format(s.who, s.other)
+    who = s.rng.choice((s.who, s.other))
+    return (
+        f"{pair[0].upper()}{pair[1:]} {past(s.verb)} the {s.noun}.",
+        f"{who} {past(s.verb)} the {s.noun}.",
+        s.yes,
+    )
+
+
+def _negated(s: _Scene) -> tuple[str, str, bool]:
+    fact = f"{past(s.verb)} the {s.noun}"
+    opening = s.either(
+        ("It is true that {} {}.", "Everybody knows that {} {}.", "{} {} again."),
+        ("It is not true that {} {}.", "Nobody can prove that {} {}.", "{} never {}."),
+    )
+    return opening.format(s.who, fact), f"{s.who} {fact}.", s.yes
+
+
+def _passive(s: _Scene) -> tuple[str, str, bool]:
+    after = s.either(("was {} by {}",), ("was not {} by {}", "was almost {} by {}", "was hidden, not {}, by {}"))
+    done = {"wove": "woven", "hid": "hidden", "drove": "driven"}.get(past(s.verb), past(s.verb))
+    return f"The {s.noun} {after.format(done, s.who)}.", f"{s.who} {past(s.verb)} the {s.noun}.", s.yes
+
+
+def _changed(s: _Scene) -> tuple[str, str, bool]:
+    spot = s.rng.randrange(3)
+    who = s.third if not s.yes and spot == 0 else s.who
+    verb = s.wrong_verb if not s.yes and spot == 1 else s.verb
+    noun = s.wrong_noun if not s.yes and spot == 2 else s.noun
+    return f"{s.who} {past(s.verb)} the {s.noun} with {s.other}.", f"{who} {past(verb)} the {noun}.", s.yes
+
+
+_ENTAILMENTS = (_implied, _quantified, _joined, _negated, _passive, _changed)

@@ -1,0 +1,184 @@
+"""Train a model of the zoo: ``python -m segregation.zoo.train --recipe tiny-jamba --out FOLDER --prose FILE ...``.
+
+The run stops at ``--seconds`` with a checkpoint and goes on from it when called again; ``curve.jsonl`` gets a line every
+``LOG_EVERY`` steps. The folder opens with plain ``from_pretrained`` at the end.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from segregation.errors import ModelError
+from segregation.zoo.corpus import ANSWER, HAYSTACK, PLAIN, TASK, Corpus, tokenizer_texts
+from segregation.zoo.kernels import use_training_kernels, weighted_cross_entropy
+from segregation.zoo.recipe import Recipe, recipe
+from segregation.zoo.tokenizer import save_tokenizer, train_tokenizer
+
+LOG_EVERY = 50
+_KINDS = {"answer": ANSWER, "haystack": HAYSTACK, "plain": PLAIN, "task": TASK}
+
+
+class Sequences(IterableDataset[tuple[Tensor, Tensor]]):
+    """An endless stream of training sequences, another one in each loader process and after each resumption."""
+
+    def __init__(self, tokenizer: str, prose: Sequence[Path], length: int, seed: str) -> None:
+        self.tokenizer, self.prose, self.length, self.seed = tokenizer, prose, length, seed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = torch.utils.data.get_worker_info()
+        corpus = Corpus(Tokenizer.from_str(self.tokenizer), self.prose, f"{self.seed}:{worker.id if worker else 0}")
+        while True:
+            ids, weights = corpus.sequence(self.length)
+            yield torch.from_numpy(ids), torch.from_numpy(weights)
+
+
+def optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW; weight decay on matrices only."""
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    fused = next(model.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=recipe.lr, betas=recipe.betas, eps=1e-8, fused=fused)
+
+
+def train_step(
+    model: nn.Module, optim: torch.optim.Optimizer, recipe: Recipe, step: int, ids: Tensor, weights: Tensor
+) -> dict[str, Tensor]:
+    """One optimiser step on ``batch pos+1`` tokens; the loss, and the mean loss of each kind of token, in nats."""
+    for group in optim.param_groups:
+        group["lr"] = recipe.lr_at(step)
+    with torch.autocast(ids.device.type, dtype=torch.bfloat16, enabled=ids.is_cuda):
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits
+    loss, each = weighted_cross_entropy(logits, ids[:, 1:], weights[:, 1:])
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    optim.step()
+    optim.zero_grad(set_to_none=True)
+    losses = {"loss": loss.detach(), "gradient_norm": norm}
+    for kind, weight in _KINDS.items():
+        chosen = weights[:, 1:] == weight
+        losses[kind] = (each * chosen).sum() / chosen.sum().clamp(min=1)
+    return losses
+
+
+@dataclass
+class Progress:
+    """Where a training run is."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    devices: list[str] = field(default_factory=list)
+
+
+def train(
+    recipe: Recipe, out: Path, prose: Sequence[Path], *, tokenizer: Path | None, device: str, seconds: float, workers: int
+) -> Progress:
+    """Train until the recipe's steps are done or the seconds are spent; then checkpoint. Resumes from a checkpoint.
+
+    Raises:
+        ModelError: the checkpoint in ``out`` is another recipe's.
+    """
+    started = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "tokenizer.json").exists():
+        fresh = Tokenizer.from_file(str(tokenizer)) if tokenizer else train_tokenizer(tokenizer_texts(prose, "tokenizer"))
+        save_tokenizer(fresh, out, max_length=8192)
+    model = recipe.build().to(device)
+    optim = optimizer(model, recipe)
+    progress = _resume(out, recipe, model, optim)
+    use_training_kernels(model)
+    model.train()
+    before = progress.seconds
+    progress.devices.append(torch.cuda.get_device_name() if device.startswith("cuda") else device)
+    sequences = Sequences((out / "tokenizer.json").read_text(), prose, recipe.length + 1, f"{recipe.seed}:{progress.step}")
+    loader = DataLoader(sequences, batch_size=recipe.batch, num_workers=workers, pin_memory=device.startswith("cuda"))
+    with (out / "curve.jsonl").open("a") as curve:
+        for ids, weights in loader:
+            if progress.step >= recipe.steps or time.monotonic() - started > seconds:
+                break
+            ids, weights = ids.to(device, non_blocking=True), weights.to(device, non_blocking=True)
+            losses = train_step(model, optim, recipe, progress.step, ids, weights)
+            progress.step += 1
+            progress.tokens += ids[:, 1:].numel()
+            progress.seconds = before + time.monotonic() - started
+            if progress.step % LOG_EVERY == 0 or progress.step == 1:
+                line = {
+                    "step": progress.step,
+                    "tokens": progress.tokens,
+                    "seconds": round(progress.seconds, 1),
+                    "lr": recipe.lr_at(progress.step - 1),
+                    **{name: round(value.item(), 4) for name, value in losses.items()},
+                }
+                curve.write(json.dumps(line) + "\n")
+                curve.flush()
+                print(recipe.name, line, flush=True)
+    _checkpoint(out, recipe, model, optim, progress)
+    save_weights(model, out)
+    return progress
+
+
+def save_weights(model: Any, folder: Path) -> None:
+    """Config and bf16 safetensors that plain transformers opens."""
+    for module in model.modules():
+        if hasattr(module, "recurrent_states"):
+            module.recurrent_states = None
+    state = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        del state["lm_head.weight"]
+    trained_in, model.config.dtype = model.config.dtype, "bfloat16"
+    model.save_pretrained(folder, state_dict=state)
+    model.config.dtype = trained_in
+
+
+def _checkpoint(out: Path, recipe: Recipe, model: nn.Module, optim: torch.optim.Optimizer, progress: Progress) -> None:
+    state = {
+        "recipe": recipe.to_dict(),
+        "model": model.state_dict(),
+        "optimizer": optim.state_dict(),
+        "progress": progress.__dict__,
+    }
+    torch.save(state, out / "checkpoint.tmp")
+    (out / "checkpoint.tmp").rename(out / "checkpoint.pt")
+
+
+def _resume(out: Path, recipe: Recipe, model: nn.Module, optim: torch.optim.Optimizer) -> Progress:
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        return Progress()
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for name in ("family", "config", "seed"):
+        if state["recipe"][name] != recipe.to_dict()[name]:
+            raise ModelError(f"{path} was made by another recipe ({name} differs); train into another folder")
+    model.load_state_dict(state["model"])
+    optim.load_state_dict(state["optimizer"])
+    return Progress(**state["progress"])
+
+
+def main() -> None:
+    """Parse the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--prose", type=Path, nargs="*", default=[])
+    parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use; trained from the texts if not given")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="stop and checkpoint after this long")
+    parser.add_argument("--workers", type=int, default=2)
+    options = vars(parser.parse_args())
+    torch.backends.cuda.matmul.allow_tf32 = True
+    chosen = recipe(options.pop("recipe"))
+    print(train(chosen, options.pop("out"), options.pop("prose"), **options))
+
+
+if __name__ == "__main__":
+    main()
