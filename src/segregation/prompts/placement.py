@@ -28,7 +28,7 @@ class Placed:
     measured_depth: float
 
 
-def place(tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int, depth_percent: float) -> Placed:
+def place(tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int, depth_percent: float | int) -> Placed:
     """Cut a haystack so that it has ``max_tokens`` tokens with the needle, and put the needle in.
 
     The haystack is cut between two tokens, as in arXiv 2510.19861, so it may end within a sentence. The needle, on a

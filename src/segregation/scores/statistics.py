@@ -106,7 +106,7 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     return McNemar(only_first, only_second, float(p_value))
 
 
-def retention(accuracy: float, base: float, *, chance: float = 0.0) -> float:
+def retention(accuracy: float | int, base: float | int, *, chance: float | int = 0.0) -> float:
     """What is left of a base accuracy: (a - chance) / (a0 - chance). With chance 0 it is the raw share a / a0.
 
     Raises:
@@ -151,7 +151,7 @@ def bootstrap_retention(
     accuracy: Sequence[float | int],
     base: Sequence[float | int],
     *,
-    chance: float = 0.0,
+    chance: float | int = 0.0,
     seed: int = 0,
     confidence: float = 0.95,
 ) -> Interval:
