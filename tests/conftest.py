@@ -96,6 +96,4 @@ def samples() -> list[Sample]:
     def text(n: int) -> str:
         return "".join(rng.choice("abcdefgh ijkl") for _ in range(n))
 
-    return [
-        Sample(id=f"{n}", prompt=text(n), target="xyz", choices=("xyz", "y", "zq")) for n in (5, 30, 12, 1, 22, 39)
-    ]
+    return [Sample(id=f"{n}", prompt=text(n), target="xyz", choices=("xyz", "y", "zq")) for n in (5, 30, 12, 1, 22, 39)]

@@ -153,6 +153,8 @@ def _source(name_or_path: str | Path) -> str:
                 f"{name!r} has no weights: no *.safetensors file in it. Only safetensors is read; "
                 "convert other formats with save_pretrained, or fetch the missing file"
             )
+        if not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer.model")):
+            raise ModelError(f"{name!r} has no tokenizer (tokenizer.json or tokenizer.model); save it into the folder")
         return str(folder)
     if isinstance(name_or_path, Path) or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise ModelError(

@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from segregation.errors import PlanError, SampleError
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import AblateHeads, AblateMixer, KeepTopHeads, Plan
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Sample
+from segregation.runs import launch
+from segregation.runs.generate import generate
+from segregation.runs.record import Record
+
+NEW = 10
+PLANS = [
+    Plan(),
+    Plan(AblateHeads(during=Phase.GENERATION)),
+    Plan(KeepTopHeads(2, during=Phase.GENERATION)),
+    Plan(KeepTopHeads(1, score="l2", during=Phase.DECODE)),
+    Plan(KeepTopHeads(1, during=Phase.LAST), AblateMixer(during=Phase.DECODE)),
+    Plan(KeepTopHeads(2)),
+    Plan(AblateHeads(during=Phase.PREFILL)),
+]
+
+
+@pytest.fixture(scope="module")
+def naive(model: HybridModel, samples: list[Sample]) -> dict[tuple[str, str], tuple[int, ...]]:
+    """One prompt and plan at a time, by transformers' own generate in an intervened trace."""
+    tokens = {}
+    for sample in samples:
+        for plan in PLANS:
+            with torch.no_grad():
+                out = model.intervene(plan).generate(sample, max_new_tokens=NEW, do_sample=False)
+            tokens[sample.id, plan.hash] = tuple(out[0, len(model.encode(sample)) :].tolist())
+    return tokens
+
+
+def by_key(records) -> dict[tuple[str, str], tuple[int, ...]]:
+    return {(record.sample_id, record.plan_hash): record.tokens for record in records}
+
+
+@pytest.mark.parametrize("batch_size", [None, 5, 1])
+def test_shared_prefills_give_the_tokens_of_one_by_one(model, samples, naive, batch_size):
+    records = list(generate(model, samples, PLANS, max_new_tokens=NEW, batch_size=batch_size))
+    assert [(r.sample_id, r.plan) for r in records] == [(s.id, p.to_json()) for s in samples for p in PLANS]
+    assert by_key(records) == naive
+    assert len(set(naive.values())) > len(samples)  # the plans do something
+
+
+def test_prefills_in_padded_batches_give_the_same(model, samples, naive, monkeypatch):
+    """What an accelerator does: prompts prefilled together."""
+
+    def together(self, rows):
+        rows = list(rows)
+        if len(rows[0].prompt) == 1:
+            return rows, None
+        return rows, launch.prefill(self._model, [row.prompt for row in rows], [row.plan for row in rows])
+
+    monkeypatch.setattr(launch.Prefills, "of", together)
+    assert by_key(generate(model, samples, PLANS, max_new_tokens=NEW)) == naive
+
+
+def test_the_empty_plan_gives_the_tokens_of_plain_transformers(model, samples):
+    for record, sample in zip(generate(model, samples, max_new_tokens=NEW), samples, strict=True):
+        model.reset()
+        with torch.no_grad():
+            plain = model._module.generate(torch.tensor([model.encode(sample)]), max_new_tokens=NEW, do_sample=False)
+        assert record.tokens == tuple(plain[0, record.prompt_tokens :].tolist())
+
+
+def test_a_row_ends_at_the_end_of_sequence_and_the_others_go_on(model, samples, naive):
+    end = naive[samples[1].id, PLANS[0].hash][2]
+    config = model.hf_model.generation_config
+    before, config.eos_token_id = config.eos_token_id, [1, end]
+    try:
+        got = by_key(generate(model, samples, PLANS, max_new_tokens=NEW))
+    finally:
+        config.eos_token_id = before
+    cut = {key: tokens[: tokens.index(end) + 1] if end in tokens else tokens for key, tokens in naive.items()}
+    assert got == cut
+    assert len({len(tokens) for tokens in cut.values()}) > 1
+
+
+def test_a_model_that_carries_a_plan_keeps_it(model, samples, naive):
+    carrying = model.intervene(PLANS[6])
+    assert by_key(generate(carrying, samples, max_new_tokens=NEW)) == {
+        (sample.id, PLANS[0].hash): naive[sample.id, PLANS[6].hash] for sample in samples
+    }
+
+
+def test_unsafe_ways_are_not_used_where_a_check_failed(build, samples, monkeypatch):
+    model = build("recurrentgemma")
+    expected = by_key(generate(model, samples[:3], PLANS[:3], max_new_tokens=3))
+    sizes = []
+    run = launch.run_rows
+    monkeypatch.setattr(
+        "segregation.runs.generate.run_rows", lambda m, rows, *a: (sizes.append(len(rows)), run(m, rows, *a))
+    )
+    model.can_batch = False
+    assert by_key(generate(model, samples[:3], PLANS[:3], max_new_tokens=3)) == expected
+    assert set(sizes) == {1}
+
+
+def test_records_say_where_they_come_from(model, samples):
+    record = next(iter(generate(model, samples[:1], PLANS[2], max_new_tokens=3)))
+    assert Record.from_json(record.to_json()) == record
+    assert (record.kind, record.settings, record.plan_hash) == ("generate", {"max_new_tokens": 3}, PLANS[2].hash)
+    assert record.model["name"].startswith("random-")
+    assert record.text == model.tokenizer.decode(list(record.tokens), skip_special_tokens=True)
+
+
+def test_refusals_come_before_anything_runs(build, samples, model):
+    with pytest.raises(PlanError, match=r"acts on DECODE positions only, and generating one token has none"):
+        generate(model, samples, PLANS[3], max_new_tokens=1)
+    with pytest.raises(PlanError, match="max_new_tokens must be at least 1, got 0"):
+        generate(model, samples, max_new_tokens=0)
+    with pytest.raises(PlanError, match=r"k must be in 0\.\.4"):
+        generate(model, samples, Plan(KeepTopHeads(9)))
+    with pytest.raises(PlanError, match="batch_size must be at least 1 row, got 0"):
+        list(generate(model, samples, batch_size=0))
+    small = build("jamba", max_position_embeddings=24)
+    with pytest.raises(SampleError, match=r"sample '22': a prompt of 23 tokens and 4 new ones need 27 positions"):
+        generate(small, [sample for sample in samples if sample.id == "22"], max_new_tokens=4)

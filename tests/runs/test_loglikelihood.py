@@ -1,0 +1,97 @@
+import pytest
+import torch
+
+from segregation.errors import PlanError, SampleError
+from segregation.interventions.apply import enter
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Sample
+from segregation.runs import loglikelihood as module
+from segregation.runs.loglikelihood import loglikelihood
+from segregation.runs.record import Record
+
+PLANS = [
+    Plan(),
+    Plan(AblateHeads(during=Phase.GENERATION)),
+    Plan(KeepTopHeads(1, during=Phase.DECODE)),
+    Plan(KeepTopHeads(2)),
+    Plan(AblateHeads(during=Phase.PREFILL)),
+]
+
+
+def one_at_a_time(model: HybridModel, sample: Sample, text: str, plan: Plan) -> float:
+    """The sum of log-softmax, the continuation fed token by token after the whole prompt, under the plan."""
+    prompt, tokens = model.encode(sample), model.encode_continuation(text)
+    edited = enter(model, plan)
+    picked: list[torch.Tensor] = []
+
+    def run() -> None:
+        model.reset()
+        model.run.prompt_lengths, model.run.rows = torch.tensor([len(prompt)]), None
+        cache = model.new_cache()
+        piece = torch.tensor([prompt])
+        for token in tokens:
+            logits = model.hf_model(piece, past_key_values=cache, use_cache=True).logits[0, -1]
+            picked.append(logits.log_softmax(-1)[token])
+            piece = torch.tensor([[token]])
+
+    with torch.no_grad():
+        edited.interleave(run)
+    return float(torch.stack(picked).sum())
+
+
+@pytest.mark.parametrize("share_from", [2, 10**6])
+def test_equals_stepwise_decoding_under_every_plan(model, samples, monkeypatch, share_from):
+    monkeypatch.setattr(module, "SHARE_FROM", share_from)
+    records = list(loglikelihood(model, samples, PLANS, batch_size=7))
+    assert len({record.key for record in records}) == len(samples) * len(PLANS) == len(records)
+    by_id = {sample.id: sample for sample in samples}
+    for record in records:
+        sample, plan = by_id[record.sample_id], Plan.from_json(record.plan)
+        expected = [one_at_a_time(model, sample, text, plan) for text in sample.choices]
+        assert record.loglikelihoods == pytest.approx(expected, abs=2e-5)
+        assert record.token_counts == (3, 1, 2)
+
+
+def test_equals_the_sum_of_log_softmax_of_plain_transformers(model, samples):
+    for record, sample in zip(loglikelihood(model, samples), samples, strict=True):
+        for value, text in zip(record.loglikelihoods, sample.choices, strict=True):
+            prompt, tokens = model.encode(sample), model.encode_continuation(text)
+            model.reset()
+            with torch.no_grad():
+                logits = model._module(torch.tensor([prompt + tokens])).logits[0].double().log_softmax(-1)
+            expected = sum(logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(tokens))
+            assert value == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_sample_without_choices_scores_its_target(model):
+    record = next(iter(loglikelihood(model, [Sample(id="a", prompt="abc", target="de")])))
+    assert (len(record.loglikelihoods), record.token_counts) == (1, (2,))
+    assert Record.from_json(record.to_json()) == record
+
+
+def test_rows_that_read_the_same_are_read_once(model, monkeypatch):
+    sample = Sample(id="a", prompt="abc", target="d", choices=("d", "e", "f", "g"))
+    widths = []
+    handle = model._module.register_forward_pre_hook(
+        lambda _m, _a, kwargs: widths.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        record = next(iter(loglikelihood(model, [sample])))
+    finally:
+        handle.remove()
+    assert widths == [(1, 4)]
+    assert len(set(record.loglikelihoods)) == 4
+
+
+def test_refusals(model):
+    one = Sample(id="a", prompt="abc", target="d")
+    with pytest.raises(
+        PlanError, match=r"acts on DECODE positions only, and scoring sample 'a' has none .*LAST\|DECODE"
+    ):
+        loglikelihood(model, [one], Plan(AblateHeads(during=Phase.DECODE)))
+    long = Sample(id="b", prompt="a" * 300, target="d")
+    if model.max_positions:
+        with pytest.raises(SampleError, match=r"sample 'b': a prompt of 301 tokens"):
+            loglikelihood(model, [long])
