@@ -20,7 +20,7 @@ def prompt_sha256(prompt: str) -> str:
     >>> prompt_sha256("a prompt")[:12]
     'a98310efb4de'
     """
-    return hashlib.sha256(prompt.encode()).hexdigest()
+    return hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def record_key(kind: Kind, sample_id: str, plan_hash: str, settings: Metadata) -> str:

@@ -157,10 +157,16 @@ class RunFolder:
                 raise RecordError(
                     f"{self._file} already has the record {key!r}; ask pending() which samples are still to run"
                 )
-        with self._file.open("ab") as file:
-            file.write("".join(record.to_json() + "\n" for record in records).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        size = self._file.stat().st_size if self._file.exists() else 0
+        try:
+            with self._file.open("ab") as file:
+                file.write("".join(record.to_json() + "\n" for record in records).encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk or Ctrl-C: leave whole lines only, so that the next append is safe
+            if self._file.exists():
+                os.truncate(self._file, size)
+            raise
         self._prompts.update((record.key, record.prompt_sha256) for record in records)
 
     def records(self) -> list[Record]:

@@ -51,7 +51,7 @@ def rubric(text: str) -> float:
     if normalise(CLASSIC.sentence) in found:
         return 5.0
     points = {"eat a sandwich": 1.0, "dolores park": 0.5, "sit in dolores park": 0.5, "on a sunny day": 1.0}
-    return sum(value for phrase, value in points.items() if phrase in found)
+    return sum((value for phrase, value in points.items() if phrase in found), start=0.0)
 
 
 def exact(text: str, needle: str) -> bool:
