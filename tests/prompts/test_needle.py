@@ -1,6 +1,7 @@
 import itertools
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -183,6 +184,10 @@ def test_the_count_is_exact_where_every_cut_can_be_made(bytewise):
     samples = needle_grid(bytewise, [150, 251, 777], [0, 3.5, 50, 99, 100])
     for sample in samples:
         assert len(sample.text_of("context")[0].encode()) == sample.metadata["context_length"]
+
+
+def test_a_number_means_the_same_whatever_its_type(tokenizer):
+    assert needle_grid(tokenizer, [200], [50.0, 12.5]) == needle_grid(tokenizer, [200], [50, np.float64(12.5)])
 
 
 def test_own_needles_take_turns_within_a_cell(tokenizer):

@@ -80,7 +80,9 @@ def needle_grid(
     _check_grid(context_lengths, depth_percents, needles, n_per_cell, preset, layout)
     source = haystack if isinstance(haystack, Haystack) else named(haystack)
     samples = []
-    for length, depth, repetition in itertools.product(context_lengths, depth_percents, range(n_per_cell)):
+    lengths = [int(length) for length in context_lengths]  # plain numbers, whatever kind came in
+    depths = [int(depth) if depth == int(depth) else float(depth) for depth in depth_percents]
+    for length, depth, repetition in itertools.product(lengths, depths, range(n_per_cell)):
         cell = f"{seed}/{length}/{depth:g}"
         needle = _pick(needles, cell, repetition)
         budget = length - (PAPER_BUFFER if preset == "paper" else 0)
@@ -190,6 +192,8 @@ def _check_grid(
     for name, values in (("context_lengths", context_lengths), ("depth_percents", depth_percents)):
         if not len(values) or len(set(values)) < len(values):
             raise SampleError(f"{name} must name at least one value, each once, got {list(values)}")
+    if bad := [length for length in context_lengths if length != int(length)]:
+        raise SampleError(f"context_lengths count tokens, whole numbers, got {bad}")
     if bad := [depth for depth in depth_percents if not 0 <= depth <= 100]:
         raise SampleError(f"depth_percents lie in 0 (start) .. 100 (end), got {bad}")
     if n_per_cell < 1:
