@@ -20,7 +20,7 @@ def main(run: Callable[[Any], Path], options: type, description: str | None) -> 
 
 def finish(folder: Path) -> None:
     """Write the report of a run folder (or a folder of runs) and print its claims."""
-    claims = write_report(folder)
+    claims = [claim for run in write_report(folder) for claim in run.claims]
     console = Console()
     console.print(claims_table(claims))
     console.print(f"Written: {folder / 'report.html'}, claims.json, figures/", soft_wrap=True)

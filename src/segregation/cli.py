@@ -117,7 +117,6 @@ class Niah:
         plan = self._plan()
         from segregation.models.load import load_model
         from segregation.report.html import write_report
-        from segregation.report.run import read_run
         from segregation.report.tables import rates_table
         from segregation.runs.fill import fill_generate, open_run
 
@@ -133,9 +132,9 @@ class Niah:
             batch_size=self.batch_size,
             title=self.run,
         )
-        write_report(folder.path)
         console = Console()
-        console.print(rates_table(read_run(folder.path).outcomes))
+        for run in write_report(folder.path):
+            console.print(rates_table(run.outcomes))
         console.print(f"Written: {folder.path / 'report.html'}", soft_wrap=True)
         return 0
 
@@ -170,14 +169,12 @@ class Report:
     def __call__(self) -> int:
         """Write the report, print the claims and the rates."""
         from segregation.report.html import write_report
-        from segregation.report.run import read_runs
         from segregation.report.tables import claims_table, rates_table
 
-        claims = write_report(self.folder)
-        console = Console()
-        if claims:
+        runs, console = write_report(self.folder), Console()
+        if claims := [claim for run in runs for claim in run.claims]:
             console.print(claims_table(claims))
-        for run in read_runs(self.folder):
+        for run in runs:
             console.print(run.name, style="bold")
             console.print(rates_table(run.outcomes))
         console.print(f"Written: {self.folder / 'report.html'}", soft_wrap=True)

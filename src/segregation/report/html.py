@@ -13,8 +13,17 @@ from segregation.report.figures import figures_of, png
 from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
 from segregation.report.tables import measured, rates
-from segregation.scores.claims import Claim, write_claims
+from segregation.scores.claims import write_claims
 from segregation.scores.outcomes import sweep_point
+
+CAPTIONS = {
+    "retrieval": "One panel per plan, one cell per context length and needle depth, coloured by the mean score of its "
+    "samples. “Prefill” is every prompt position but the last; “the last prompt token” emits the first new token; "
+    "“generation” is that position and the new tokens.",
+    "heads_kept": "Exact retrieval when only k query heads of each attention layer act. Bars: Wilson 95% intervals "
+    "over samples. Grey: the mean of the random draws, and the band that holds 95% of them.",
+}
+"""What a reader has to know to read each figure, by the first part of its name."""
 
 EXAMPLES = 12
 """Sample outputs shown per run, at most."""
@@ -31,10 +40,10 @@ class Example:
     value: float
 
 
-def write_report(folder: Path | str) -> list[Claim]:
+def write_report(folder: Path | str) -> list[Run]:
     """Write ``claims.json``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
 
-    Only records are read. Returns the claims.
+    Only records are read. Returns the runs, with their claims.
 
     Raises:
         RecordError: there is no run in the folder, or a record cannot be read.
@@ -42,14 +51,13 @@ def write_report(folder: Path | str) -> list[Claim]:
     folder = Path(folder)
     runs = read_runs(folder)
     pictures = {run.name: draw(run) for run in runs}
-    claims = [claim for run in runs for claim in run.claims]
-    write_claims(claims, folder / "claims.json")
+    write_claims([claim for run in runs for claim in run.claims], folder / "claims.json")
     (folder / "figures").mkdir(exist_ok=True)
     for name, drawn in pictures.items():
         for figure, picture in drawn.items():
             (folder / "figures" / f"{name}-{figure}.png").write_bytes(picture)
     (folder / "report.html").write_text(page(folder.resolve().name, runs, pictures), encoding="utf-8")
-    return claims
+    return runs
 
 
 def draw(run: Run) -> dict[str, bytes]:
@@ -64,6 +72,9 @@ def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]])
     )
     environment.filters["base64"] = lambda picture: base64.b64encode(picture).decode()
     environment.filters["measured"] = measured
+    environment.filters["caption"] = lambda name: next(
+        text for start, text in CAPTIONS.items() if name.startswith(start)
+    )
     return environment.get_template("page.html.jinja").render(
         title=title,
         version=__version__,

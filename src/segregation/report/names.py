@@ -5,8 +5,8 @@ from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads,
 
 _PHASES = {
     Phase.PREFILL: "prefill",
-    Phase.LAST: "last prompt token",
-    Phase.DECODE: "new tokens",
+    Phase.LAST: "the last prompt token",
+    Phase.DECODE: "the new tokens",
     Phase.GENERATION: "generation",
     Phase.ALL: "all phases",
 }
@@ -16,7 +16,7 @@ def phase_name(during: Phase) -> str:
     """A phase in words.
 
     >>> phase_name(Phase.GENERATION), phase_name(Phase.PREFILL | Phase.LAST)
-    ('generation', 'prefill + last prompt token')
+    ('generation', 'prefill + the last prompt token')
     """
     parts = [phase for phase in (Phase.PREFILL, Phase.LAST, Phase.DECODE) if phase in during]
     return _PHASES.get(during) or " + ".join(_PHASES[part] for part in parts)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -27,23 +28,27 @@ def measured(claim: Claim) -> str:
     return f"{claim.measured:.1%} [{100 * claim.ci_low:.1f}, {100 * claim.ci_high:.1f}]"
 
 
-def claims_table(claims: Sequence[Claim]) -> Table:
-    """The claims for a terminal, one row each."""
-    table = Table(title="Claims of arXiv 2510.19861, with 95% intervals", title_justify="left", show_lines=True)
-    table.add_column("claim", no_wrap=True)
-    table.add_column("model", no_wrap=True)
-    table.add_column("statement", ratio=3)
-    table.add_column("paper", ratio=1)
-    table.add_column("measured", justify="right", no_wrap=True)
-    table.add_column("n", justify="right")
+def claims_table(claims: Sequence[Claim]) -> Group:
+    """The claims for a terminal: a row each, then what each says and how to read its number."""
+    table = Table(title="Claims of arXiv 2510.19861", title_justify="left")
+    for name in ("claim", "model"):
+        table.add_column(name, no_wrap=True)
+    for name in ("measured [95% interval]", "n"):
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for claim in claims:
-        statement = Text(claim.statement)
-        if claim.note:
-            statement.append(f"\n{claim.note}", style="dim")
         verdict = Text(claim.verdict, style=_STYLES[claim.verdict])
-        table.add_row(claim.id, claim.model, statement, claim.paper or "-", measured(claim), str(claim.n), verdict)
-    return table
+        table.add_row(claim.id, claim.model, measured(claim), str(claim.n), verdict)
+    legend: list[Text] = []
+    for id in dict.fromkeys(claim.id for claim in claims):
+        same = [claim for claim in claims if claim.id == id]
+        said = Text.assemble((f"{id}: ", "bold"), same[0].statement)
+        if same[0].paper:
+            said.append(f" (paper: {same[0].paper})")
+        for claim in same:
+            said.append(f"\n  {claim.model}: {claim.note}", style="dim")
+        legend.append(said)
+    return Group(table, *legend)
 
 
 def claims_markdown(claims: Sequence[Claim]) -> str:

@@ -1,5 +1,6 @@
 """What came out of each record, beside what was done: the rows that tables, figures and claims are made of."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -69,6 +70,7 @@ def outcomes(records: Iterable[Record]) -> list[Outcome]:
     return [_outcome(record) for record in records]
 
 
+@functools.cache
 def sweep_point(plan: Plan) -> Sweep | None:
     """The sweep point of a plan with one rule that keeps k heads in every attention layer, else ``None``.
 
@@ -88,6 +90,11 @@ def sweep_point(plan: Plan) -> Sweep | None:
     return None
 
 
+@functools.cache
+def _plan(text: str) -> Plan:
+    return Plan.from_json(text)
+
+
 def _outcome(record: Record) -> Outcome:
     if record.kind == "generate":
         score = retrieval_score(record)
@@ -99,7 +106,7 @@ def _outcome(record: Record) -> Outcome:
         model=PurePath(str(record.model.get("name", "unnamed"))).name,
         task=str(record.metadata.get("task", "needle")),
         sample_id=record.sample_id,
-        plan=Plan.from_json(record.plan),
+        plan=_plan(record.plan),
         correct=correct,
         value=value,
         metadata=record.metadata,

@@ -31,7 +31,7 @@ STATEMENTS: dict[str, tuple[str, str | None]] = {
         "some k <= 50% of the heads per layer, by entropy in generation, keeps >= 95% of base retrieval",
         "15% of heads (Jamba, 5 of 32)",
     ),
-    "random-heads": ("k random heads per layer do not", None),
+    "random-heads": ("at the same k, random heads do not keep it", None),
     "benchmarks": (
         "with k heads in generation, and with none at all, facts keep 74% of their chance-corrected accuracy",
         "84% of MMLU (raw); corrected for chance, 74%",
@@ -188,9 +188,9 @@ def _sweep(outcomes: Sequence[Outcome], choice: str) -> dict[int, list[Outcome]]
 
 
 def _smallest(kept: dict[int, list[Outcome]], base: Sequence[Outcome]) -> tuple[int, int]:
-    """The smallest k whose retention reaches ``KEPT`` (at worst all heads), and the k to report, at most half of them."""
+    """The smallest k whose retention reaches ``KEPT`` (at worst all), and the k to report, 1 to half of them."""
     smallest = min((k for k, rows in kept.items() if _retention(rows, base).value >= KEPT), default=max(kept))
-    return smallest, min(smallest, max(kept) // 2)
+    return smallest, max(1, min(smallest, max(kept) // 2))
 
 
 def _retention(rows: Sequence[Outcome], base: Sequence[Outcome], chance: float = 0.0) -> Interval:

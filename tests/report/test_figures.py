@@ -1,0 +1,56 @@
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import Plan
+from segregation.report.figures import figures_of, heat_maps, png, retention_curves
+from segregation.scores.outcomes import outcomes
+from tests.made_up import ablation_plans, facts, needles, recorded, sweep_plans
+
+
+def retrieves(plan: Plan, sample: object) -> bool:
+    return not plan.rules
+
+
+def test_heat_maps_show_every_plan_with_its_rate_and_samples() -> None:
+    figure = heat_maps(outcomes(recorded(needles(), ablation_plans(), retrieves)))
+    titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
+    assert titles[0] == "base\nexact 100% [80%, 100%], n = 15"
+    assert [title.split("\n")[0] for title in titles[1:]] == [
+        "all heads ablated in prefill",
+        "all heads ablated in the last prompt token",
+        "all heads ablated in the new tokens",
+        "all heads ablated in generation",
+        "all heads ablated in all phases",
+    ]
+    assert figure.get_suptitle() == "made-up: needle in a haystack, context read once"
+
+
+def test_cells_hold_their_mean_score() -> None:
+    samples = needles(lengths=[128, 256], depths=[0, 100])
+    figure = heat_maps(outcomes(recorded(samples, [Plan()], lambda plan, sample: sample.id == "needle/256/0/x1")))
+    shown = figure.axes[0].images[0].get_array()
+    assert shown[0][1] == 1 and shown[1][1] == shown[0][0] == shown[1][0] < 1
+
+
+def test_a_curve_per_choice_and_a_panel_per_phase() -> None:
+    plans = [*sweep_plans(4, 3), *sweep_plans(4, 2, Phase.ALL)[1:]]
+    figure = retention_curves(outcomes(recorded(needles(), plans, retrieves)))
+    assert [axis.get_title() for axis in figure.axes] == [
+        "generation (n = 15, 3 draws)",
+        "all phases (n = 15, 2 draws)",
+    ]
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"by entropy", "by l2", "random heads"}
+
+
+def test_figures_follow_from_what_was_run() -> None:
+    grid = recorded(needles(), ablation_plans(), retrieves)
+    twice = recorded(needles(readings=2), ablation_plans(), retrieves)
+    sweep = recorded(needles(), sweep_plans(4, 2)[1:], retrieves)
+    assert list(figures_of(outcomes(grid + twice + sweep))) == [
+        "retrieval_readings1",
+        "retrieval_readings2",
+        "heads_kept",
+    ]
+    assert figures_of(outcomes(recorded(facts(3), [Plan()], retrieves))) == {}
+
+
+def test_a_picture_is_a_png() -> None:
+    assert png(heat_maps(outcomes(recorded(needles(), [Plan()], retrieves))), dpi=20).startswith(b"\x89PNG")

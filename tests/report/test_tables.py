@@ -1,0 +1,37 @@
+from io import StringIO
+
+from rich.console import Console, RenderableType
+
+from segregation.interventions.phase import Phase
+from segregation.report.tables import claims_markdown, claims_table, rates, rates_table
+from segregation.scores.outcomes import outcomes
+from segregation.scores.verdicts import decide
+from tests.made_up import ablation_records, facts, needles, recorded, sweep_plans, sweep_records
+
+
+def text(renderable: RenderableType, width: int = 80) -> str:
+    console = Console(file=StringIO(), width=width)
+    console.print(renderable)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_claims_table_fits_80_columns_and_cuts_nothing_off() -> None:
+    shown = text(claims_table(decide(outcomes(sweep_records(lambda plan, sample: True)))))
+    assert "…" not in shown and "random-heads" in shown and "(paper: 15% of heads" in shown
+    assert all(verdict in shown for verdict in ("holds", "fails"))
+
+
+def test_claims_in_markdown_have_a_row_each() -> None:
+    lines = claims_markdown(decide(outcomes(ablation_records(lambda plan, sample: not plan.rules)))).splitlines()
+    assert len(lines) == 2 + 2 and all(line.count("|") == 8 for line in lines)
+
+
+def test_rates_join_random_draws_and_keep_tasks_apart() -> None:
+    samples, right = needles(lengths=[128], depths=[0, 50]), lambda plan, sample: not plan.rules
+    records = recorded(samples, sweep_plans(4, 3, Phase.DECODE), right) + recorded(
+        facts(3), sweep_plans(4, 1)[:1], right
+    )
+    rows = rates(outcomes(records))
+    assert [row.n for row in rows if row.plan == "2 random heads per layer in the new tokens"] == [6]
+    assert [(row.task, row.n, row.correct) for row in rows if row.plan == "base"] == [("needle", 2, 1), ("facts", 3, 1)]
+    assert "top 1 heads by l2 in the new tokens" in text(rates_table(outcomes(records)), width=120)
