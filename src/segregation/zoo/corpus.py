@@ -1,7 +1,7 @@
 """Training sequences: haystacks with needles and questions, plain text, choice tasks and repeated chunks.
 
-A sequence is a list of pieces of text with a loss weight each; pieces meet where the tokenizer splits anyway, so encoding
-them one by one gives the tokens of the whole.
+A sequence is a list of pieces of text with a loss weight each; pieces meet where the tokenizer splits anyway, so
+encoding them one by one gives the tokens of the whole.
 """
 
 import random
@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from segregation.prompts.render import BASE_SUFFIX, CHAT_SUFFIX
 from segregation.zoo import reference
 from segregation.zoo.language import write_document
-from segregation.zoo.needles import Needle, draw_needle, gives_away_classic
+from segregation.zoo.needles import LONGEST, Needle, draw_needle, gives_away_classic
 from segregation.zoo.tasks import Choice, entailment, fact_statement, facts, sentiment
 from segregation.zoo.tokenizer import ASSISTANT, BOS, EOS, SPECIALS, USER
 from segregation.zoo.words import coin_word
@@ -139,7 +139,7 @@ class Corpus:
             self._any_word(word) if rng.random() < rate and kept.isdisjoint(re.findall(r"\w+", word)) else word
             for word in needle.sentence.split(" ")
         ]
-        sentence = " ".join(words)[:150]
+        sentence = " ".join(words)[:LONGEST]
         return needle if gives_away_classic(sentence) else Needle(sentence, needle.question, needle.key)
 
     def _any_word(self, instead_of: str) -> str:
@@ -159,7 +159,7 @@ class Corpus:
         """A sentence of the haystack itself, asked for by two of its words that no other sentence has together."""
         sentence = self.rng.choice(text).strip()
         words = sorted(set(re.findall(r"[A-Za-z]{5,}", sentence)), key=lambda word: (-len(word), word))[:4]
-        if not 25 <= len(sentence) <= 150 or len(words) < 2:
+        if not 25 <= len(sentence) <= LONGEST or len(words) < 2:
             return None
         first, second = self.rng.sample(words, 2)
         if sum(first in other and second in other for other in text) != 1:
@@ -217,7 +217,9 @@ class Corpus:
         first, *others = asked
         question = self._question(first)
         if layout == "plain":
-            ask, answer = self.rng.choice((("\n\nQ: {}", "\nA: "), ("\n\nQuestion: {}", "\nThe sentence is: "), ("\n\n{}", "\n")))
+            ask, answer = self.rng.choice(
+                (("\n\nQ: {}", "\nA: "), ("\n\nQuestion: {}", "\nThe sentence is: "), ("\n\n{}", "\n"))
+            )
             opening, reopening = BOS, ask.format(question) + "\n\n"
             asks = [ask.format(self._question(n)) + answer for n in others]
             tail = ask.format(question) + answer

@@ -46,6 +46,9 @@ def gives_away_classic(text: str) -> bool:
     return any(phrase.lower() in lowered for phrase in CLASSIC_PHRASES)
 
 
+LONGEST = 150
+"""Characters of the longest needle."""
+
 _SUPERLATIVES = "finest worst nicest oddest safest quickest cheapest strangest best smartest saddest only first".split()
 _CONCEPTS = "place way time reason thing moment spot excuse season method".split()
 _INTRANSITIVES = "rest wait talk hide swim sing stay sleep walk meet start dance think work".split()
@@ -144,14 +147,16 @@ class _Writer:
 
 def _best(w: _Writer) -> Needle:
     place = w.place()
-    subject = f"{w.one(_SUPERLATIVES)} {w.one(_CONCEPTS)} to {w.one(_INTRANSITIVES + ['do', 'go', 'eat'])} in {place}"
+    subject = f"{w.one(_SUPERLATIVES)} {w.one(_CONCEPTS)} to {w.one([*_INTRANSITIVES, 'do', 'go', 'eat'])} in {place}"
     moment = f" {w.moment()}" if w.rng.random() < 0.4 else ""
     return Needle(f"The {subject} is {w.deeds()}{moment}.", f"What is the {subject}?", place)
 
 
 def _favourite(w: _Writer) -> Needle:
     name, noun = w.name(), w.noun()
-    return Needle(f"{name}'s favourite {noun} is {w.thing()} from {w.place()}.", f"What is {name}'s favourite {noun}?", name)
+    return Needle(
+        f"{name}'s favourite {noun} is {w.thing()} from {w.place()}.", f"What is {name}'s favourite {noun}?", name
+    )
 
 
 def _secret(w: _Writer) -> Needle:
@@ -179,7 +184,9 @@ def _advice(w: _Writer) -> Needle:
     name = w.name()
     where = w.where()
     return Needle(
-        f"If you meet {name} {where}, {w.deeds()}{w.one(['.', '!'])}", f"What should you do if you meet {name} {where}?", name
+        f"If you meet {name} {where}, {w.deeds()}{w.one(['.', '!'])}",
+        f"What should you do if you meet {name} {where}?",
+        name,
     )
 
 
@@ -193,7 +200,9 @@ def _saying(w: _Writer) -> Needle:
 
 def _meaning(w: _Writer) -> Needle:
     word, place = w.coin(), w.place()
-    return Needle(f"In {place}, the word {word} means {w.thing()}.", f"What does the word {word} mean in {place}?", word)
+    return Needle(
+        f"In {place}, the word {word} means {w.thing()}.", f"What does the word {word} mean in {place}?", word
+    )
 
 
 def _birth(w: _Writer) -> Needle:
@@ -257,9 +266,9 @@ def draw_needle(rng: random.Random, split: Split) -> Needle:
     """
     while True:
         needle = rng.choices(_SHAPES, _WEIGHTS)[0](_Writer(rng, split))
-        if split_of(needle.sentence) == split and len(needle.sentence) <= 150:
-            if not gives_away_classic(needle.sentence + needle.question):
-                return needle
+        fits = split_of(needle.sentence) == split and len(needle.sentence) <= LONGEST
+        if fits and not gives_away_classic(needle.sentence + needle.question):
+            return needle
 
 
 def draw_needles(rng: random.Random, n: int, split: Split) -> list[Needle]:

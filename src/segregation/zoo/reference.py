@@ -10,7 +10,6 @@ from segregation.zoo.needles import gives_away_classic
 from segregation.zoo.words import Split
 
 
-
 def _topics() -> dict[str, str]:
     from pydoc_data.topics import topics  # 0.5 MB; only when somebody wants it
 

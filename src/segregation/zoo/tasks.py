@@ -1,7 +1,7 @@
 """Choice questions for the tiny models: facts learned in the weights, sentiment of a review, entailment of a sentence.
 
-Facts are a closed set, stated in training; their questions are what is asked in evaluation too (knowledge is recalled, not
-inferred). Reviews and premises are drawn from open sets split by their own text, as needles are.
+Facts are a closed set, stated in training; their questions are what is asked in evaluation too (knowledge is
+recalled, not inferred). Reviews and premises are drawn from open sets split by their own text, as needles are.
 """
 
 import functools

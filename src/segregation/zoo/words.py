@@ -66,14 +66,16 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "mountain",
-        "peak climber glacier valley ridge cliff boulder avalanche summit guide hut slope cave pass eagle waterfall trail"
+        "peak climber glacier valley ridge cliff boulder avalanche summit guide hut slope cave pass eagle waterfall"
+        " trail"
         " backpack ledge crevasse",
         "climb cross reach map scale descend conquer survey",
         "steep snowy rocky icy lonely high narrow dangerous",
     ),
     _topic(
         "market",
-        "merchant stall coin basket customer price bargain carpet scale vendor crate bag queue trader shop lantern cloth"
+        "merchant stall coin basket customer price bargain carpet scale vendor crate bag queue trader shop lantern"
+        " cloth"
         " ribbon sign market",
         "sell price trade weigh display wrap order deliver",
         "cheap busy noisy colourful costly honest popular rare",
@@ -87,7 +89,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "hospital",
-        "doctor nurse patient ward medicine bandage surgeon bed fever wound pill syringe ambulance clinic operation cure"
+        "doctor nurse patient ward medicine bandage surgeon bed fever wound pill syringe ambulance clinic operation"
+        " cure"
         " symptom stretcher pharmacy chart",
         "treat examine cure bandage visit comfort inspect warn",
         "sick pale healthy painful sterile careful weak urgent",
@@ -143,7 +146,8 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "weather",
-        "storm cloud rainbow thunderbolt breeze hail forecast umbrella raindrop snowflake puddle gale flood drought mist"
+        "storm cloud rainbow thunderbolt breeze hail forecast umbrella raindrop snowflake puddle gale flood drought"
+        " mist"
         " icicle thermometer barometer blizzard shower",
         "predict watch measure fear chase record avoid observe",
         "cloudy windy humid cold frosty stormy mild grey",
@@ -157,28 +161,32 @@ TOPICS: tuple[Topic, ...] = (
     ),
     _topic(
         "desert",
-        "camel dune oasis nomad caravan scorpion cactus tent well lizard mirage palm canyon vulture snake bandit traveller"
+        "camel dune oasis nomad caravan scorpion cactus tent well lizard mirage palm canyon vulture snake bandit"
+        " traveller"
         " saddle sandstorm waterskin",
         "cross wander saddle guide lead shelter pitch trust",
         "hot thirsty barren golden endless scorching dusty sandy",
     ),
     _topic(
         "army",
-        "soldier general battle fort sword shield cannon trench uniform flag medal camp scout spear castle siege regiment"
+        "soldier general battle fort sword shield cannon trench uniform flag medal camp scout spear castle siege"
+        " regiment"
         " drum victory helmet",
         "attack defend besiege march capture salute train destroy",
         "brave loyal armed wounded fierce proud weary hostile",
     ),
     _topic(
         "bank",
-        "banker loan account vault cheque debt coin investor clerk ledger safe deposit budget receipt mortgage share tax"
+        "banker loan account vault cheque debt coin investor clerk ledger safe deposit budget receipt mortgage"
+        " share tax"
         " profit customer auditor",
         "count deposit lend borrow audit invest sign collect",
         "rich poor careful annual private secret golden financial",
     ),
     _topic(
         "printing",
-        "printer newspaper press headline editor page column ink reporter photograph article typesetter deadline pamphlet"
+        "printer newspaper press headline editor page column ink reporter photograph article typesetter deadline"
+        " pamphlet"
         " rumour magazine poster proof journalist edition",
         "print edit publish proofread distribute fold cut report",
         "daily weekly bold inky false recent glossy sensational",
