@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segregation.errors import PlanError
-from segregation.interventions.heads import ablate, keep_top, negative_entropy
+from segregation.interventions.heads import keep_top, negative_entropy
 from segregation.interventions.phase import Phase, phase_mask
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel

@@ -6,8 +6,10 @@ own block, so what a user reads is already edited and plans stack. A batch whose
 with a row each; that is what lets one prefill be shared by many plans.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -40,22 +42,25 @@ class LayerTable:
     mixer: Bool[Tensor, "phase row"]
     top: Mapping[str, Int[Tensor, "phase row"]]
 
-    def limits(self, score: str) -> Bool[Tensor, " phase"]:
-        """In which phases this score decides about a head of some row."""
-        return (self.top[score] < self.heads.shape[-1]).any(-1)
+    @cached_property
+    def named(self) -> tuple[bool, ...]:
+        """In which phases a rule names heads to be ablated in some row."""
+        return tuple((~self.heads.all(-1).all(-1)).tolist())
 
-    @property
-    def touches_z(self) -> Bool[Tensor, " phase"]:
-        """In which phases a head of some row may be ablated."""
-        touched = ~self.heads.all(-1).all(-1)
-        for score in self.top:
-            touched = touched | self.limits(score)
-        return touched
+    @cached_property
+    def limited(self) -> Mapping[str, tuple[bool, ...]]:
+        """Per score, in which phases it decides about a head of some row."""
+        return {score: tuple((k < self.heads.shape[-1]).any(-1).tolist()) for score, k in self.top.items()}
 
-    @property
-    def touches_mixer(self) -> Bool[Tensor, " phase"]:
+    @cached_property
+    def bypassed(self) -> tuple[bool, ...]:
         """In which phases the mixer of some row is ablated."""
-        return ~self.mixer.all(-1)
+        return tuple((~self.mixer.all(-1)).tolist())
+
+    @cached_property
+    def edited(self) -> tuple[bool, ...]:
+        """In which phases z of some row may be edited."""
+        return tuple(any(phase) for phase in zip(self.named, *self.limited.values(), strict=True))
 
 
 Tables = Mapping[int, LayerTable]
@@ -99,7 +104,7 @@ def compile_plans(model: HybridModel, plans: Sequence[Plan]) -> Tables:
             during = list(rule.during.numbers)
             for layer, table in tables.items():
                 _write(table, layer, rule, during, row)
-    return {layer: table for layer, table in tables.items() if (table.touches_z | table.touches_mixer).any()}
+    return {layer: table for layer, table in tables.items() if any(table.edited) or any(table.bypassed)}
 
 
 def check_rule(model: HybridModel, rule: Rule) -> None:
@@ -182,18 +187,16 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, tables: Tables) -> N
         except OutOfOrderError:
             return  # the run made no further step
         positions = token_positions(forward_arguments(model.hf_model, args, kwargs))
-        lengths, rows = model.run.prompt_lengths, model.run.rows
-        if lengths is None:
-            lengths = positions.amax(-1) + 1
-        phases = phase_numbers(positions, lengths)
-        present = torch.zeros(PHASES + 1, dtype=torch.bool, device=phases.device)
-        present[phases.flatten()] = True
+        lengths = model.run.prompt_lengths
+        phases = phase_numbers(positions, positions.amax(-1) + 1 if lengths is None else lengths)
+        present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
+        rows = _rows(tables, phases, model.run.rows)
         for layer, table in tables.items():
-            _edit_layer(model, layer, table, phases, present, _rows(table, phases, rows))
+            _edit_layer(model, layer, table, phases, present, rows)
 
 
-def _rows(table: LayerTable, phases: Int[Tensor, "batch pos"], rows: Tensor | None) -> Int[Tensor, "batch 1"]:
-    batch, planned = phases.shape[0], table.mixer.shape[1]
+def _rows(tables: Tables, phases: Int[Tensor, "batch pos"], rows: Tensor | None) -> Int[Tensor, "batch 1"]:
+    batch, planned = phases.shape[0], next(iter(tables.values())).mixer.shape[1]
     if planned == 1:
         return torch.zeros(batch, 1, dtype=torch.long, device=phases.device)
     index = torch.arange(planned, device=phases.device) if rows is None else rows
@@ -207,28 +210,33 @@ def _edit_layer(
     layer: int,
     table: LayerTable,
     phases: Int[Tensor, "batch pos"],
-    present: Bool[Tensor, " phase"],
+    present: Sequence[int],
     rows: Int[Tensor, "batch 1"],
 ) -> None:
-    if (table.touches_z & present).any():
-        at = _span(table.touches_z[phases])
-        here = phases[:, at]
-        keep = table.heads[here, rows]
-        scores = [score for score in table.top if (table.limits(score) & present).any()]
-        if scores:
+    """Do what the table says about the phases that are present, of which ``present`` counts the positions."""
+
+    def here(acts: Sequence[bool]) -> bool:
+        return any(count and acting for count, acting in zip(present, acts, strict=True))
+
+    if here(table.edited):
+        at = _span(phases, table.edited)
+        part = phases[:, at]
+        keep = [table.heads[part, rows]] if here(table.named) else []
+        if scores := [score for score, acts in table.limited.items() if here(acts)]:
             call = model.attention_call(layer)
             for score in scores:
-                best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][here, rows])
-                keep = keep & best.transpose(1, 2)
+                best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][part, rows])
+                keep.append(best.transpose(1, 2))
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs
-        edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), keep.to(z.device)).flatten(-2)
+        stay = functools.reduce(torch.logical_and, keep).to(z.device)
+        edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), stay).flatten(-2)
         projection.inputs = (_put(z, at, edited), *rest), kwargs
-    if (table.touches_mixer & present).any():
+    if here(table.bypassed):
         attention = model.attention(layer)
         output, *weights = attention.output
-        stay = table.mixer[phases, rows].to(output.device)
-        attention.output = (output.masked_fill(~stay[..., None], 0), *weights)
+        stays = table.mixer[phases, rows].to(output.device)
+        attention.output = (output.masked_fill(~stays[..., None], 0), *weights)
 
 
 def head_scores(call: AttentionCall, score: str, start: int, stop: int) -> HeadScores:
@@ -245,9 +253,11 @@ def head_scores(call: AttentionCall, score: str, start: int, stop: int) -> HeadS
     return torch.cat(chunks, dim=-1)
 
 
-def _span(active: Bool[Tensor, "batch pos"]) -> slice:
-    """The smallest run of columns with every active position in it."""
-    columns = active.any(0).nonzero().flatten()
+def _span(phases: Int[Tensor, "batch pos"], acts: Sequence[bool]) -> slice:
+    """The smallest run of columns with every position of an acting phase in it."""
+    if phases.shape[1] == 1:
+        return slice(0, 1)
+    columns = torch.tensor(acts, device=phases.device)[phases].any(0).nonzero().flatten()
     return slice(int(columns[0]), int(columns[-1]) + 1)
 
 

@@ -60,8 +60,10 @@ def keep_top(scores: HeadScores, k: Int[Tensor, "batch pos"] | int) -> HeadMask:
     [True, True, False]
     """
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    rank = order.argsort(dim=1)
-    return rank < (k if isinstance(k, int) else k[:, None])
+    among = torch.arange(scores.shape[1], device=scores.device)[None, :, None] < (
+        k if isinstance(k, int) else k[:, None]
+    )
+    return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, among.expand(order.shape))
 
 
 def ablate(z: Float[Tensor, "batch pos head d_head"], keep: Bool[Tensor, "batch pos head"]) -> Tensor:

@@ -1,5 +1,6 @@
 """Which absolute position every token of a forward pass has, padding not counted."""
 
+import functools
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,12 @@ class Run:
 
 def forward_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a causal language model's forward, by name."""
-    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(_names(type(module)), args, strict=False)), **kwargs} if args else dict(kwargs)
+
+
+@functools.cache
+def _names(module: type[nn.Module]) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(module.forward).parameters if name != "self")
 
 
 def padding_mask(arguments: Mapping[str, Any]) -> PositionMask | None:
@@ -48,6 +53,8 @@ def token_positions(arguments: Mapping[str, Any]) -> Positions:
     mask, ids, cache = (arguments.get(name) for name in ("attention_mask", "position_ids", "past_key_values"))
     past = cache.get_seq_length() if cache is not None else 0
     if isinstance(mask, Tensor) and mask.dim() == 2:
+        if length == 1 and mask.shape[1] > past:  # a token fed alone is never padding
+            return mask.sum(-1, keepdim=True) - 1
         seen = mask.long()
         missing = past + length - mask.shape[1]
         return ((seen.cumsum(-1) + max(missing, 0)) * seen - 1)[:, -length:]
