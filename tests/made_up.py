@@ -104,3 +104,12 @@ def sweep_records(right: Right) -> list[Record]:
         *recorded(samples[::15], drawn, right),
         *recorded(facts(60), [Plan(), ABLATED, *by_entropy], right),
     ]
+
+
+def save_random_model(folder: Path, family: str = "recurrentgemma") -> Path:
+    """A tiny random hybrid that reads bytes, as ``save_pretrained`` writes it."""
+    from tests.conftest import byte_tokenizer, random_module
+
+    random_module(family, attention_window_size=64).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder

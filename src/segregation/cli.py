@@ -34,9 +34,9 @@ class Models:
         """Print one row per bundled model."""
         from segregation.models.load import WEIGHTS, bundled_models
 
-        table = Table(title="Bundled models; any other is a folder or a hub id OWNER/NAME", title_justify="left")
-        for column in ("name", "family", "layers", "query heads", "width", "size"):
-            table.add_column(column)
+        table = Table(title="Bundled models (others open by folder or by hub id OWNER/NAME)", title_justify="left")
+        for column in ("name", "family", "layers", "heads", "width", "size"):
+            table.add_column(column, no_wrap=True)
         for name in bundled_models():
             config = json.loads((WEIGHTS / name / "config.json").read_text(encoding="utf-8"))
             size = sum(path.stat().st_size for path in (WEIGHTS / name).iterdir()) / 1e6

@@ -31,7 +31,7 @@ class Grid:
     """
 
     lengths: tuple[int, ...] = TINY_LENGTHS
-    depths: tuple[float, ...] = PAPER_DEPTHS
+    depths: tuple[float | int, ...] = PAPER_DEPTHS
     needles: NeedleName = "synthetic"
     haystack: str = "synthetic"
     layout: Layout = "base"

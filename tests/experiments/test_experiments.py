@@ -1,0 +1,77 @@
+"""The experiments from end to end on a tiny random model: every record, figure and claim, not their values."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments import attention_ablation, head_sparsification, reproduce
+from experiments.launch import finish
+from segregation.prompts.grid import Grid
+from segregation.runs.store import read_records
+from segregation.scores.claims import read_claims
+from tests.made_up import save_random_model
+
+N_HEADS = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random_model(tmp_path_factory.mktemp("experiments") / "random-rg")
+
+
+def grid(readings: int = 1) -> Grid:
+    return Grid(lengths=(150, 200), depths=(0, 100), needles="classic", readings=readings)
+
+
+def test_attention_ablation(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = attention_ablation.Options(
+        model=str(folder), once=grid(), twice=grid(2), n_facts=3, max_new_tokens=3, runs=tmp_path
+    )
+    run = attention_ablation.run(options)
+    records = read_records(run)
+    assert len(records) == 2 * 4 * 6 + 3 * 2
+    finish(run)
+    assert [(claim.id, claim.verdict) for claim in read_claims(run / "claims.json")] == [
+        ("ablation", "undecided"),
+        ("jrt", "undecided"),
+    ]
+    assert len(list((run / "figures").iterdir())) == 2
+    assert "untouched model gets 0%" in " ".join(capsys.readouterr().out.split())
+    assert attention_ablation.run(replace(options, resume=True)) == run
+    assert len(read_records(run)) == len(records)
+
+
+def test_head_sparsification(folder: Path, tmp_path: Path) -> None:
+    options = head_sparsification.Options(
+        model=str(folder),
+        grid=grid(),
+        draws=2,
+        random_every=2,
+        all_phases_every=2,
+        random_all_phases_every=4,
+        n_facts=3,
+        max_new_tokens=3,
+        runs=tmp_path,
+    )
+    run = head_sparsification.run(options)
+    ks, drawn = 2 * (N_HEADS + 1), 2 * (N_HEADS - 1)
+    assert len(read_records(run)) == 4 * (1 + ks) + 2 * drawn + 2 * ks + drawn + 3 * (2 + N_HEADS + 1)
+    finish(run)
+    assert [claim.id for claim in read_claims(run / "claims.json")] == ["sparsity", "random-heads", "benchmarks"]
+    assert [path.name for path in (run / "figures").iterdir()] == ["random-rg-head-sparsification-heads_kept.png"]
+
+
+def test_reproduce_joins_all_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"model": str(folder), "n_facts": 3, "max_new_tokens": 2, "runs": tmp_path, "resume": True}
+    made = {
+        attention_ablation: attention_ablation.Options(once=grid(), twice=grid(2), **small),
+        head_sparsification: head_sparsification.Options(grid=grid(), draws=1, **small),
+    }
+    for experiment, options in made.items():
+        monkeypatch.setattr(experiment, "Options", lambda options=options, **given: options)
+    finish(reproduce.run(reproduce.Options(models=("any",), root=tmp_path)))
+    claims = json.loads((tmp_path / "claims.json").read_text())
+    assert [claim["id"] for claim in claims] == ["ablation", "jrt", "sparsity", "random-heads", "benchmarks"]
+    assert (tmp_path / "report.html").stat().st_size > 10_000

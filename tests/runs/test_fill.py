@@ -1,0 +1,80 @@
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from segregation.errors import RecordError
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import AblateHeads, Plan
+from segregation.models.hybrid import HybridModel
+from segregation.prompts.sample import Sample
+from segregation.runs import fill
+from segregation.runs.fill import fill_generate, fill_loglikelihood, missing, open_run
+from segregation.runs.store import read_manifest
+
+PLANS = [Plan(), Plan(AblateHeads("all", during=Phase.DECODE))]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    model: str = "random"
+    seed: int = 0
+    runs: Path = Path("runs")
+    lengths: tuple[int, ...] = (1, 2)
+
+
+def test_a_manifest_says_what_was_run_but_not_where(model: HybridModel, tmp_path: Path) -> None:
+    folder = open_run(tmp_path, "one", model, Options(runs=tmp_path))
+    manifest = read_manifest(folder.path)
+    assert manifest["options"] == {"seed": 0, "lengths": [1, 2]}
+    assert manifest["model"]["name"] == model.description["name"]
+    assert {"command", "started", "device"} <= set(manifest)
+
+
+def test_a_run_is_not_touched_again_unless_it_is_resumed_with_the_same_options(model, tmp_path: Path) -> None:
+    open_run(tmp_path, "one", model, Options())
+    with pytest.raises(RecordError, match="resume"):
+        open_run(tmp_path, "one", model, Options())
+    assert len(open_run(tmp_path, "one", model, Options(runs=tmp_path), resume=True)) == 0
+    with pytest.raises(RecordError, match="seed"):
+        open_run(tmp_path, "one", model, Options(seed=1), resume=True)
+
+
+def test_an_interrupted_run_is_filled_up_and_then_complete(
+    model: HybridModel, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = open_run(tmp_path, "whole", model, Options())
+    assert fill_generate(whole, model, samples[:3], PLANS, max_new_tokens=3) == 6
+
+    cut = open_run(tmp_path, "cut", model, Options())
+    real = fill.generate
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            fill, "generate", lambda *args, **kwargs: (_stop(i, r) for i, r in enumerate(real(*args, **kwargs)))
+        )
+        with pytest.raises(KeyboardInterrupt):
+            fill_generate(cut, model, samples[:3], PLANS, max_new_tokens=3)
+    assert len(cut) == 3
+    again = open_run(tmp_path, "cut", model, Options(), resume=True)
+    assert fill_generate(again, model, samples[:3], PLANS, max_new_tokens=3) == 3
+    assert fill_generate(again, model, samples[:3], PLANS, max_new_tokens=3) == 0
+    assert {r.key: r.tokens for r in again.records()} == {r.key: r.tokens for r in whole.records()}
+
+
+def test_plans_that_lack_the_same_samples_go_together(
+    model: HybridModel, samples: list[Sample], tmp_path: Path
+) -> None:
+    folder = open_run(tmp_path, "one", model, Options())
+    fill_loglikelihood(folder, model, samples[:1], PLANS[:1])
+    third = Plan(AblateHeads())
+    todo = missing(folder, samples[:2], [*PLANS, third, third], "loglikelihood")
+    assert [([s.id for s in lacking], plans) for lacking, plans in todo] == [
+        ([samples[1].id], PLANS[:1]),
+        ([samples[0].id, samples[1].id], [PLANS[1], third]),
+    ]
+
+
+def _stop(position: int, record: object) -> object:
+    if position == 3:
+        raise KeyboardInterrupt
+    return record
