@@ -1,4 +1,4 @@
-"""Measure a model of the zoo against its held-out gates: ``python -m segregation.zoo.evaluate NAME [--json FILE]``.
+"""Measure a model of the zoo against its held-out gates: ``python -m segregation.zoo.evaluate NAME``.
 
 Nothing it asks was trained on: needles and haystacks lie on the held-out side of the split, the classic needle is never
 trained on. (The facts are: they are knowledge.) The exit code is 1 where a gate is missed.
@@ -22,6 +22,7 @@ from segregation.runs.loglikelihood import loglikelihood
 from segregation.scores.choice import choice_accuracy
 from segregation.scores.retrieval import retrieval_score, target_loglikelihood
 from segregation.scores.statistics import wilson
+from segregation.zoo.card import render
 from segregation.zoo.language import write_document
 
 LENGTHS = (128, 256, 512, 768, 1024)
@@ -135,16 +136,18 @@ def _line(gate: Gate) -> str:
 
 
 def main() -> int:
-    """Measure and print; with ``--json`` also write the figures."""
+    """Measure and print; with ``--card`` also write ``gates.json`` and the model card beside the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a bundled name or a folder")
-    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--card", type=Path, metavar="FOLDER", help="the model's folder, to write its card there")
     options = parser.parse_args()
     model = load_model(options.model)
     gates = evaluate(model)
-    if options.json:
+    if options.card:
         figures = {"weights_sha256": model.description["weights_sha256"], "gates": [asdict(gate) for gate in gates]}
-        options.json.write_text(json.dumps(figures, indent=1) + "\n")
+        (options.card / "gates.json").write_text(json.dumps(figures, indent=1) + "\n")
+        training = json.loads((options.card / "training.json").read_text())
+        (options.card / "README.md").write_text(render(training, json.loads(json.dumps(figures))))
     return 0 if all(gate.passed for gate in gates) else 1
 
 
