@@ -25,9 +25,8 @@ class Options:
         model: bundled name, folder or hub id.
         grid: the samples.
         draws: random draws per k.
-        random_every: random draws in generation use every so-many-th sample (draws are what is averaged over).
-        all_phases_every: plans in all phases use every so-many-th sample (each needs a prefill of its own).
-        random_all_phases_every: random draws in all phases use every so-many-th sample.
+        short: the samples of plans in all phases, each of which needs a prefill of its own.
+        every: random draws use every so-many-th sample, since it is draws that are averaged over.
         n_facts: facts asked.
         max_new_tokens: new tokens per sample.
         batch_size: rows decoded together.
@@ -40,9 +39,8 @@ class Options:
     model: str = "tiny-recurrentgemma"
     grid: Grid = field(default_factory=Grid)
     draws: int = 20
-    random_every: int = 5
-    all_phases_every: int = 5
-    random_all_phases_every: int = 20
+    short: Grid = field(default_factory=lambda: Grid(lengths=(128, 256)))
+    every: int = 5
     n_facts: int = 100
     max_new_tokens: int = 40
     batch_size: int | None = None
@@ -57,7 +55,7 @@ def run(options: Options) -> Path:
     model = sg.load_model(options.model, device_map=options.device)
     name = f"{Path(options.model).name}-head-sparsification"
     folder = open_run(options.runs, name, model, options, resume=options.resume)
-    samples = options.grid.samples(model.tokenizer)
+    samples, short = options.grid.samples(model.tokenizer), options.short.samples(model.tokenizer)
 
     def chosen(during: sg.Phase) -> list[sg.Plan]:
         ks = range(model.n_heads + 1)
@@ -69,16 +67,16 @@ def run(options: Options) -> Path:
         return [plan for k in ks for plan in random_heads(layers, model.n_heads, k, n, during=during, seed=seed)]
 
     sweeps = (
-        ("by score, generation", [sg.Plan(), *chosen(sg.Phase.GENERATION)], 1),
-        ("random, generation", drawn(sg.Phase.GENERATION), options.random_every),
-        ("by score, all phases", chosen(sg.Phase.ALL), options.all_phases_every),
-        ("random, all phases", drawn(sg.Phase.ALL), options.random_all_phases_every),
+        ("by score, generation", samples, [sg.Plan(), *chosen(sg.Phase.GENERATION)]),
+        ("random, generation", samples[:: options.every], drawn(sg.Phase.GENERATION)),
+        ("by score, all phases", short, [sg.Plan(), *chosen(sg.Phase.ALL)]),
+        ("random, all phases", short[:: options.every], drawn(sg.Phase.ALL)),
     )
-    for title, plans, every in sweeps:
+    for title, these, plans in sweeps:
         fill_generate(
             folder,
             model,
-            samples[::every],
+            these,
             plans,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,

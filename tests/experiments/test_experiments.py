@@ -48,30 +48,30 @@ def test_head_sparsification(folder: Path, tmp_path: Path) -> None:
         model=str(folder),
         grid=grid(),
         draws=2,
-        random_every=2,
-        all_phases_every=2,
-        random_all_phases_every=4,
+        short=Grid(lengths=(150, 160), depths=(0,), needles="classic"),
+        every=2,
         n_facts=3,
         max_new_tokens=3,
         runs=tmp_path,
     )
     run = head_sparsification.run(options)
     ks, drawn = 2 * (N_HEADS + 1), 2 * (N_HEADS - 1)
-    assert len(read_records(run)) == 4 * (1 + ks) + 2 * drawn + 2 * ks + drawn + 3 * (2 + N_HEADS + 1)
+    assert len(read_records(run)) == 4 * (1 + ks) + 2 * drawn + 2 * ks + 1 + drawn + 3 * (2 + N_HEADS + 1)
     finish(run)
     assert [claim.id for claim in read_claims(run / "claims.json")] == ["sparsity", "random-heads", "benchmarks"]
     assert [path.name for path in (run / "figures").iterdir()] == ["random-rg-head-sparsification-heads_kept.png"]
 
 
-def test_reproduce_joins_all_runs(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small = {"model": str(folder), "n_facts": 3, "max_new_tokens": 2, "runs": tmp_path, "resume": True}
-    made = {
-        attention_ablation: attention_ablation.Options(once=grid(), twice=grid(2), **small),
-        head_sparsification: head_sparsification.Options(grid=grid(), draws=1, **small),
-    }
-    for experiment, options in made.items():
-        monkeypatch.setattr(experiment, "Options", lambda options=options, **given: options)
-    finish(reproduce.run(reproduce.Options(models=("any",), root=tmp_path)))
+def test_reproduce_joins_all_runs(folder: Path, tmp_path: Path) -> None:
+    small, tiny = {"n_facts": 1, "max_new_tokens": 2}, replace(grid(), lengths=(150,))
+    options = reproduce.Options(
+        models=(str(folder),),
+        ablation=attention_ablation.Options(once=tiny, twice=replace(tiny, readings=2), **small),
+        sparsification=head_sparsification.Options(grid=tiny, short=tiny, draws=1, **small),
+        root=tmp_path,
+        workers=1,
+    )
+    finish(reproduce.run(options))
     claims = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["id"] for claim in claims] == ["ablation", "jrt", "sparsity", "random-heads", "benchmarks"]
     assert (tmp_path / "report.html").stat().st_size > 10_000

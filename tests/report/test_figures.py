@@ -34,8 +34,8 @@ def test_a_curve_per_choice_and_a_panel_per_phase() -> None:
     plans = [*sweep_plans(4, 3), *sweep_plans(4, 2, Phase.ALL)[1:]]
     figure = retention_curves(outcomes(recorded(needles(), plans, retrieves)))
     assert [axis.get_title() for axis in figure.axes] == [
-        "generation (n = 15, 3 draws)",
-        "all phases (n = 15, 2 draws)",
+        "generation (128-1024 tokens, n = 15, 3 draws)",
+        "all phases (128-1024 tokens, n = 15, 2 draws)",
     ]
     assert {text.get_text() for text in figure.legends[0].get_texts()} == {"by entropy", "by l2", "random heads"}
 

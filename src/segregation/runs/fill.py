@@ -1,4 +1,4 @@
-"""Filling a run folder with the records it lacks, with a progress bar that tells rate and time left."""
+"""Filling a run folder with the records it lacks."""
 
 import dataclasses
 import json
@@ -9,15 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Metadata, Sample
 from segregation.runs.generate import generate
 from segregation.runs.loglikelihood import loglikelihood
+from segregation.runs.progress import progress
 from segregation.runs.record import Kind, Record
 from segregation.runs.store import RunFolder, run_path
 
@@ -111,15 +108,6 @@ def missing(
     return list(groups.values())
 
 
-class RateColumn(ProgressColumn):
-    """Records per second."""
-
-    def render(self, task: Task) -> Text:
-        """The rate as text, empty until there is one."""
-        speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{speed:.1f}/s", style="progress.data.speed")
-
-
 def _fill(
     folder: RunFolder,
     todo: Sequence[tuple[list[Sample], list[Plan]]],
@@ -127,11 +115,9 @@ def _fill(
     title: str,
 ) -> int:
     total = sum(len(samples) * len(plans) for samples, plans in todo)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), RateColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=total)
+    with progress(title, total) as advance:
         for samples, plans in todo:
             for record in run(samples, plans):
                 folder.append(record)
-                bar.advance(task)
+                advance()
     return total

@@ -1,0 +1,38 @@
+import functools
+import os
+
+import pytest
+import torch
+
+from segregation.errors import RecordError
+from segregation.runs.progress import progress, side_by_side
+
+
+def work(number: int) -> tuple[int, int, int]:
+    with progress(f"job {number}", 3) as advance:
+        for _ in range(3):
+            advance()
+    return number, os.getpid(), torch.get_num_threads()
+
+
+def fail() -> None:
+    raise RecordError("the run is another one")
+
+
+def test_jobs_run_in_other_processes_and_their_bars_are_drawn_here(capfd: pytest.CaptureFixture[str]) -> None:
+    done = side_by_side([functools.partial(work, number) for number in range(2)], workers=2)
+    assert [number for number, _, _ in done] == [0, 1]
+    assert os.getpid() not in {pid for _, pid, _ in done}
+    assert {threads for _, _, threads in done} == {max(1, (os.cpu_count() or 1) // 2)}
+    shown = capfd.readouterr().err
+    assert "job 0" in shown and "job 1" in shown and shown.count("3/3") == 2
+
+
+def test_an_error_of_a_job_comes_out() -> None:
+    with pytest.raises(RecordError, match="another one"):
+        side_by_side([fail], workers=1)
+
+
+def test_a_bar_for_one_process(capfd: pytest.CaptureFixture[str]) -> None:
+    assert work(7)[1] == os.getpid()
+    assert "3/3" in capfd.readouterr().err
