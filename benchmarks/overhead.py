@@ -1,12 +1,13 @@
 """What a sparsified, traced ``generate`` costs over plain transformers: ratios of interleaved medians.
 
-Run it with ``python -m benchmarks.overhead``. Every round runs each way once on the same batch, so that a slow moment of
-the machine hits all of them; the ratio is the median over rounds of (way / plain) within a round.
+Run it with ``python -m benchmarks.overhead``. Every round runs each way once on the same batch, so that a
+slow moment of the machine hits all; a ratio is the median over rounds of (way / plain) within a round. The ways:
 
-- ``plain``: transformers' own ``generate``, on a module that NNsight has never touched;
+- ``plain``: transformers' own ``generate``, on a module that NNsight has never touched, with our CPU scan (the base);
+- ``untouched``: the same with transformers' own scan;
 - ``traced``: the same batch in ``model.intervene(KeepTopHeads(k=4, entropy, GENERATION)).generate``;
 - ``runs.generate``: our batched runner under the same plan, per-prompt prefill and merged caches included;
-- ``8 plans``: the runner under k = 0..7 at once, per plan.
+- ``8 plans, each``: the runner under k = 0..7 at once, per plan.
 """
 
 import argparse
@@ -14,13 +15,23 @@ import copy
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any, cast
 
 import torch
-from transformers import JambaConfig, JambaForCausalLM, PreTrainedModel, RecurrentGemmaConfig, RecurrentGemmaForCausalLM
+from transformers import (
+    GenerationMixin,
+    JambaConfig,
+    JambaForCausalLM,
+    PreTrainedModel,
+    RecurrentGemmaConfig,
+    RecurrentGemmaForCausalLM,
+)
+from transformers.models.jamba import modeling_jamba
 
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel
+from segregation.models.scans import use_rg_lru_scan
 from segregation.runs.launch import Prefills, Row, run_rows
 
 NEW_TOKENS = 32
@@ -78,17 +89,30 @@ def runner(model: HybridModel, ids: torch.Tensor, plans: list[Plan]) -> Callable
     return run
 
 
+def original_scan(run: Callable[[], object]) -> None:
+    """Run with transformers' own Mamba scan in place of ours."""
+    ours = modeling_jamba.mamba_selective_scan
+    modeling_jamba.mamba_selective_scan = getattr(ours, "__wrapped__", ours)
+    try:
+        run()
+    finally:
+        modeling_jamba.mamba_selective_scan = ours
+
+
 def measure(module: PreTrainedModel, tokenizer: object, prompt: int, batch: int, rounds: int) -> dict[str, float]:
     """Median ratio of every way to plain ``generate``."""
-    plain = copy.deepcopy(module)
+    plain, untouched = copy.deepcopy(module), copy.deepcopy(module)
+    use_rg_lru_scan(unit for unit in plain.modules() if hasattr(unit, "_rnn_scan"))
     model = HybridModel(module, tokenizer, {"name": "random"})  # type: ignore[arg-type]
     plan = Plan(KeepTopHeads(4, during=Phase.GENERATION))
     edited = model.intervene(plan)
     ids = torch.randint(8, 4096, (batch, prompt))
+    transformers_generate = cast(Any, GenerationMixin).generate
     options = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "do_sample": False}
     sweep = [Plan(KeepTopHeads(k, during=Phase.GENERATION)) for k in range(8)]
     ways: dict[str, Callable[[], object]] = {
-        "plain": lambda: plain.generate(ids, **options),
+        "plain": lambda: transformers_generate(plain, ids, **options),
+        "untouched": lambda: original_scan(lambda: transformers_generate(untouched, ids, **options)),
         "traced": lambda: edited.generate(ids, **options),
         "runs.generate": runner(model, ids, [plan]),
         "8 plans, each": runner(model, ids, sweep),

@@ -35,6 +35,7 @@ class Family:
         attention_call: the operation in the attention module's NNsight ``.source`` that computes attention.
         window: config field with the attention window in tokens, if the family has one.
         max_positions: config field with the largest number of positions, if the family has one.
+        scan: which recurrence its mixers run.
         held_states: paths, from the mixer, of states that live on modules and not in the cache:
             ``(convolution state, recurrent state)``. Empty where the cache keeps both.
         padded_inputs: modules, from the mixer, whose output must be set to zero at padding.
@@ -47,6 +48,7 @@ class Family:
     model_type: str
     attention: str
     mixer: str
+    scan: Literal["rg_lru", "mamba"]
     layers: str = "model.layers"
     out_proj: str = "o_proj"
     attention_call: str = "attention_interface_1"

@@ -20,6 +20,7 @@ from segregation.models.family import Family, LayerType, family_of, layer_types_
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
 from segregation.models.padding import keep_padding_out
 from segregation.models.positions import Run, forward_arguments
+from segregation.models.scans import use_mamba_scan, use_rg_lru_scan
 from segregation.prompts.sample import Sample
 from segregation.shapes import Pattern, Z
 
@@ -86,6 +87,10 @@ class HybridModel(TransformersModel):
         self.max_positions: int | None = self._max_positions()
         self.description: dict[str, Any] = {"family": self.family.name, **(description or {})}
         self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
+        if self.family.scan == "rg_lru":
+            use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in self._mixers)
+        else:
+            use_mamba_scan()
         if self.family.padded_inputs:
             keep_padding_out(
                 module, [mixer.get_submodule(name) for mixer in self._mixers for name in self.family.padded_inputs]

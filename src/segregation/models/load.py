@@ -104,12 +104,13 @@ def versions() -> dict[str, str]:
 def kernels(device: str) -> dict[str, str]:
     """Which implementation each recurrent kernel has: the compiled package, or PyTorch's reference.
 
-    The compiled kernels need a CUDA device; transformers picks them up where they are installed.
+    The compiled kernels need a CUDA device; transformers picks them up where they are installed. The scan in place
+    (``models.scans``) equals the reference bit for bit.
     """
     return {
         package: f"{package} {importlib.metadata.version(package)}"
         if device == "cuda" and importlib.util.find_spec(module) is not None
-        else "torch reference"
+        else "torch reference, its scan in place on a CPU"
         for module, package in _KERNELS.items()
     }
 

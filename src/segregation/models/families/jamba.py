@@ -11,6 +11,7 @@ FAMILY = Family(
     model_type="jamba",
     attention="self_attn",
     mixer="mamba",
+    scan="mamba",
     max_positions="max_position_embeddings",
     understood=frozenset(
         {

@@ -13,6 +13,7 @@ FAMILY = Family(
     model_type="recurrent_gemma",
     attention="temporal_block",
     mixer="temporal_block",
+    scan="rg_lru",
     window="attention_window_size",
     held_states=("conv1d_state", "rg_lru.recurrent_states"),
     padded_inputs=("linear_x",),

@@ -1,0 +1,109 @@
+"""The recurrences of both families on a CPU, several times faster than transformers' own loops and equal bit for bit.
+
+transformers walks over tokens with new tensors and strided reads at every step. Here the same products and sums, in
+the same order, run in place on time-major blocks. They take over where a run needs no gradients and is on a CPU;
+elsewhere transformers' own code, or the compiled kernels it finds, stay in charge.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+BLOCK = 32
+"""Tokens of the Mamba scan whose expanded inputs are held at once."""
+
+
+def rg_lru_scan(
+    hidden_states: Float[Tensor, "batch pos width"],
+    recurrent_gate: Float[Tensor, "batch pos width"],
+    reset: Bool[Tensor, "#batch pos 1"],
+    recurrent_states: Float[Tensor, "batch width"] | None,
+) -> tuple[Float[Tensor, "batch pos width"], Float[Tensor, "batch width"]]:
+    """h_t = a_t h_{t-1} + x_t in fp32, with a_t = 0 at a reset; all h_t, and the last one. (arXiv 2402.19427, eq. 4)
+
+    >>> x, a = torch.ones(1, 3, 1), torch.full((1, 3, 1), 0.5)
+    >>> rg_lru_scan(x, a, torch.zeros(1, 3, 1, dtype=torch.bool), None)[0].flatten().tolist()
+    [1.0, 1.5, 1.75]
+    """
+    gate = (recurrent_gate * ~reset).float().transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    states = hidden_states.float().transpose(0, 1).clone(memory_format=torch.contiguous_format)
+    last = torch.zeros_like(states[0]) if recurrent_states is None else recurrent_states.float()
+    for a, h in zip(gate.unbind(0), states.unbind(0), strict=True):
+        last = h.add_(a.mul_(last))
+    return states.transpose(0, 1).to(hidden_states.dtype), last.clone()
+
+
+def mamba_scan(
+    hidden_states: Float[Tensor, "batch width pos"],
+    dt: Float[Tensor, "batch width pos"],
+    A: Float[Tensor, "width d_state"],
+    B: Float[Tensor, "batch d_state pos"],
+    C: Float[Tensor, "batch d_state pos"],
+) -> tuple[Float[Tensor, "batch width pos"], Float[Tensor, "batch width d_state"]]:
+    """h_t = exp(A dt_t) h_{t-1} + dt_t B_t x_t, y_t = h_t C_t; all y_t, and the last h_t. (arXiv 2312.00752, alg. 2)"""
+    batch, width, length = hidden_states.shape
+    state = torch.zeros(batch, width, A.shape[1], dtype=hidden_states.dtype, device=hidden_states.device)
+    steps, keys, inputs = dt.permute(2, 0, 1), B.permute(2, 0, 1).float(), hidden_states.permute(2, 0, 1).float()
+    reads = C.transpose(1, 2)
+    outputs: list[Tensor] = []
+    for start in range(0, length, BLOCK):
+        block = slice(start, start + BLOCK)
+        step = steps[block].contiguous()[..., None]
+        decay = (A * step).exp_()
+        state_in = (step * keys[block, :, None]).mul_(inputs[block].contiguous()[..., None])
+        for t, (a, h) in enumerate(zip(decay.unbind(0), state_in.unbind(0), strict=True), start):
+            state = h.add_(a.mul_(state))
+            outputs.append(torch.matmul(state.to(hidden_states.dtype), reads[:, t].unsqueeze(-1))[:, :, 0])
+        state = state.clone()
+    return torch.stack(outputs, dim=-1), state
+
+
+def use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
+    """Let RG-LRU modules scan by ``rg_lru_scan`` where it applies."""
+
+    def scan(original: Callable[..., Any], **arguments: Any) -> Any:
+        states = arguments["hidden_states"]
+        if states.shape[1] == 1 or not _applies(states, arguments["recurrent_gate"]):
+            return original(**arguments)
+        return rg_lru_scan(**arguments)
+
+    for unit in units:
+        original: Any = unit._rnn_scan
+        unit.__dict__["_rnn_scan"] = functools.partial(scan, original)
+
+
+def use_mamba_scan() -> None:
+    """Let transformers' Jamba scan by ``mamba_scan`` where it applies; once per process, and harmless to others."""
+    from transformers.models.jamba import modeling_jamba
+
+    original = modeling_jamba.mamba_selective_scan
+    if getattr(original, "scans_in_place", False):
+        return
+
+    @functools.wraps(original)
+    def scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Any:
+        plain = hidden_states.dtype == torch.float32 and not options.get("use_mambapy")
+        if not plain or not _applies(hidden_states, dt, A, B, C):
+            return original(hidden_states, dt, A, B, C, **options)
+        if options.get("delta_bias") is not None:
+            dt = dt + options["delta_bias"].to(dt.dtype)[..., None]
+        if options.get("delta_softplus"):
+            dt = nn.functional.softplus(dt)
+        output, state = mamba_scan(hidden_states, dt, A, B, C)
+        if options.get("D") is not None:
+            output = output + hidden_states * options["D"][None, :, None]
+        if options.get("z") is not None:
+            output = output * nn.functional.silu(options["z"])
+        return (output, state) if options.get("return_last_state") else output
+
+    scan.__dict__["scans_in_place"] = True
+    modeling_jamba.mamba_selective_scan = scan
+
+
+def _applies(*tensors: Tensor) -> bool:
+    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return not needs_grad and all(tensor.device.type == "cpu" for tensor in tensors)

@@ -1,0 +1,59 @@
+import pytest
+import torch
+from transformers.models.jamba import modeling_jamba
+
+from segregation.models import scans
+from segregation.models.scans import mamba_scan, rg_lru_scan
+from tests.conftest import random_module
+
+SHAPES = [(1, 64, 70), (2, 32, 33), (3, 48, 2), (1, 512, 100)]
+
+
+@pytest.mark.parametrize(("batch", "width", "length"), SHAPES)
+def test_rg_lru_is_bit_identical_to_transformers(batch: int, width: int, length: int):
+    unit = random_module("recurrentgemma").model.layers[0].temporal_block.rg_lru
+    x, gate = torch.randn(batch, length, width), torch.rand(batch, length, width)
+    reset = torch.rand(batch, length, 1) < 0.1
+    for start in (None, torch.randn(batch, width)):
+        expected = unit._rnn_scan(hidden_states=x, recurrent_gate=gate, reset=reset, recurrent_states=start)
+        got = rg_lru_scan(hidden_states=x, recurrent_gate=gate, reset=reset, recurrent_states=start)
+        assert torch.equal(got[0], expected[0])
+        assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize(("batch", "width", "length"), SHAPES)
+@pytest.mark.parametrize("d_state", [4, 16])
+def test_mamba_is_bit_identical_to_transformers(batch: int, width: int, length: int, d_state: int):
+    original = getattr(modeling_jamba.mamba_selective_scan, "__wrapped__", modeling_jamba.mamba_selective_scan)
+    u, dt = torch.randn(batch, width, length), torch.rand(batch, width, length)
+    a, b, c = -torch.rand(width, d_state) * 4, torch.randn(batch, d_state, length), torch.randn(batch, d_state, length)
+    expected = original(u, dt, a, b, c, return_last_state=True)
+    got = mamba_scan(u, dt, a, b, c)
+    assert torch.equal(got[0], expected[0])
+    assert torch.equal(got[1], expected[1])
+
+
+@pytest.mark.parametrize("family", ["recurrentgemma", "jamba"])
+def test_whole_models_are_bit_identical_and_the_scan_is_used(family: str, build, monkeypatch):
+    ids = torch.randint(3, 259, (2, 50))
+    monkeypatch.setattr(scans, "_applies", lambda *_: False)
+    model = build(family)
+    with torch.no_grad():
+        before = model.trace(ids, trace=False).logits
+    monkeypatch.undo()
+    calls = []
+    name = {"recurrentgemma": "rg_lru_scan", "jamba": "mamba_scan"}[family]
+    scan = getattr(scans, name)
+    monkeypatch.setattr(scans, name, lambda *a, **k: (calls.append(1), scan(*a, **k))[1])
+    with torch.no_grad():
+        assert torch.equal(model.trace(ids, trace=False).logits, before)
+    assert len(calls) == len(model.recurrent_layers)
+
+
+@pytest.mark.parametrize("family", ["recurrentgemma", "jamba"])
+def test_gradients_still_flow(family: str, build):
+    model = build(family)
+    model.trace(torch.randint(3, 259, (1, 9)), trace=False).logits.sum().backward()
+    weight = next(model.mixer(model.recurrent_layers[0])._module.parameters())
+    assert weight.grad is not None
+    assert weight.grad.abs().sum() > 0
