@@ -1,0 +1,1 @@
+"""What an intervention does, when, and how it is written into a trace."""
