@@ -8,9 +8,10 @@ import argparse
 import json
 import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from segregation.models.hybrid import HybridModel
 from segregation.models.load import load_model
@@ -64,6 +65,25 @@ class Gate:
         if self.name == "language":
             return self.measured <= self.bound
         return min([self.measured, *self.by_length.values(), *self.by_depth.values()]) >= self.bound
+
+
+def read_gates(figures: Mapping[str, Any]) -> list[Gate]:
+    """The gates of a model's ``gates.json``."""
+
+    def numbers(rates: Mapping[str, float]) -> dict[int, float]:
+        return {int(key): rate for key, rate in rates.items()}
+
+    return [
+        Gate(
+            **{
+                **gate,
+                "interval": None if gate["interval"] is None else tuple(gate["interval"]),
+                "by_length": numbers(gate["by_length"]),
+                "by_depth": numbers(gate["by_depth"]),
+            }
+        )
+        for gate in figures["gates"]
+    ]
 
 
 def retrieval(model: HybridModel, name: str, grid: Grid) -> Gate:
