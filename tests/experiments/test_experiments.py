@@ -31,7 +31,7 @@ def test_attention_ablation(folder: Path, tmp_path: Path, capsys: pytest.Capture
     )
     run = attention_ablation.run(options)
     records = read_records(run)
-    assert len(records) == 2 * 4 * 6 + 3 * 2
+    assert len(records) == 4 * (6 + 3) + 3 * 2
     finish(run)
     assert [(claim.id, claim.verdict) for claim in read_claims(run / "claims.json")] == [
         ("ablation", "undecided"),
