@@ -6,7 +6,7 @@ SETUP := $(VENV)/.setup-done
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format lint types imports reproduce bench docs clean
+.PHONY: help setup test check format lint types imports reproduce bench docs notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -46,7 +46,10 @@ bench: $(SETUP) ## timed comparisons, printed as ratios
 	$(BIN)/python -m benchmarks.overhead
 
 docs: $(SETUP) ## build the documentation into site/
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+notebooks: $(SETUP) ## execute the tutorials and store their outputs
+	$(BIN)/python docs/store_outputs.py
 
 clean: ## remove everything that can be made again, runs/ excepted
 	rm -rf $(VENV) site dist .pytest_cache .ruff_cache .hypothesis
