@@ -105,7 +105,7 @@ class Niah:
     score: HeadScore = "entropy"
     during: str = "ALL"
     grid: Annotated[Grid, tyro.conf.arg(name="")] = field(default_factory=Grid)
-    max_new_tokens: int = 40
+    max_new_tokens: int = 56
     batch_size: int | None = None
     device: str = "cpu"
     runs: Path = Path("runs")

@@ -224,7 +224,6 @@ def test_no_warning_ends_a_run(model: HybridModel):
         (AblateHeads(((0, 1),)), r"layer must be an attention layer .*got 0, which is a recurrent layer"),
         (KeepHeads(((99, 1),)), r"got 99, which is absent \(n_layers is \d\)"),
         (AblateMixer(layers=(0,)), "which is a recurrent layer"),
-        (KeepTopHeads(1, scope="model"), r"scope=.model.* use scope=.layer."),
     ],
 )
 def test_rules_this_model_cannot_follow(model: HybridModel, rule, message: str):

@@ -15,7 +15,6 @@ rules = st.one_of(
         KeepTopHeads,
         st.integers(0, 64),
         st.sampled_from(["entropy", "l2", "paper_entropy"]),
-        st.sampled_from(["layer", "model"]),
         during,
     ),
     st.builds(AblateHeads, st.one_of(st.just("all"), heads), during),

@@ -1,5 +1,10 @@
 import functools
+import multiprocessing as mp
 import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -31,6 +36,41 @@ def test_jobs_run_in_other_processes_and_their_bars_are_drawn_here(capfd: pytest
 def test_an_error_of_a_job_comes_out() -> None:
     with pytest.raises(RecordError, match="another one"):
         side_by_side([fail], workers=1)
+
+
+def nap(seconds: float, file: Path) -> None:
+    file.write_text(str(os.getpid()))
+    time.sleep(seconds)
+
+
+def _run_naps(file: Path) -> None:
+    side_by_side([functools.partial(nap, 60, file)], workers=1)
+
+
+def test_workers_end_with_their_parent(tmp_path: Path) -> None:
+    file = tmp_path / "pid"
+    parent = mp.get_context("spawn").Process(target=_run_naps, args=(file,))
+    parent.start()
+    wait_until(lambda: file.exists() and file.read_text() != "")
+    worker = int(file.read_text())
+    os.kill(parent.pid or 0, signal.SIGKILL)
+    wait_until(lambda: not running(worker))
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 40
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    return not (status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] == "Z")
 
 
 def test_a_bar_for_one_process(capfd: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,6 @@ def test_only_plans_that_keep_k_heads_in_every_layer_are_points_of_a_sweep() -> 
         Plan(),
         Plan(AblateHeads()),
         Plan(keep, keep),
-        Plan(KeepTopHeads(3, scope="model")),
         Plan(KeepHeads(())),
         Plan(KeepHeads(((1, 0), (1, 1), (4, 7)))),
     ):

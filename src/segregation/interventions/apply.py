@@ -115,11 +115,6 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
     """
     name = model.description.get("name", model.family.name)
     if isinstance(rule, KeepTopHeads):
-        if rule.scope == "model":
-            raise PlanError(
-                'KeepTopHeads(scope="model") compares heads of layers that have not run yet when the first of them is '
-                'edited; use scope="layer", which compares the heads of one layer'
-            )
         if rule.k > model.n_heads:
             raise PlanError(
                 f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."

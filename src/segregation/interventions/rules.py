@@ -17,7 +17,6 @@ Head = tuple[int, int]
 """(layer, head): the absolute layer index and the query head in it."""
 
 HeadScore = Literal["entropy", "l2", "paper_entropy"]
-Scope = Literal["layer", "model"]
 
 
 def _check_phase(during: Phase) -> None:
@@ -38,21 +37,19 @@ class KeepTopHeads:
     """Keep the k best-scoring query heads per sample and position; set z of the others to zero.
 
     Attributes:
-        k: how many heads to keep, 0..n_heads (``scope="layer"``: of each attention layer; ``"model"``: of all of them).
+        k: how many heads of each attention layer to keep, 0..n_heads.
         score: ``"entropy"`` (low is good), ``"l2"`` (norm of the pattern row, high is good), or ``"paper_entropy"``
             (arXiv 2510.19861's code: ``sum (p + 1e-12) log2 (p + 1e-12)`` in the model's dtype; ties often in bf16).
-        scope: compare heads within a layer, or over the whole model.
         during: the positions it acts on.
 
     Ties go to the lowest head index. Kept heads are not rescaled. (arXiv 2510.19861, section on sparsification)
 
     >>> str(KeepTopHeads(k=2, during=Phase.GENERATION))
-    'KeepTopHeads(k=2, score=entropy, scope=layer, during=LAST|DECODE)'
+    'KeepTopHeads(k=2, score=entropy, during=LAST|DECODE)'
     """
 
     k: int
     score: HeadScore = "entropy"
-    scope: Scope = "layer"
     during: Phase = Phase.ALL
 
     def __post_init__(self) -> None:
@@ -60,8 +57,6 @@ class KeepTopHeads:
             raise PlanError(f"KeepTopHeads.k must be an integer in 0..n_heads, got {self.k!r}")
         if self.score not in get_args(HeadScore):
             raise PlanError(f"KeepTopHeads.score must be one of {get_args(HeadScore)}, got {self.score!r}")
-        if self.scope not in get_args(Scope):
-            raise PlanError(f"KeepTopHeads.scope must be one of {get_args(Scope)}, got {self.scope!r}")
         _check_phase(self.during)
 
     def __str__(self) -> str:

@@ -36,8 +36,8 @@ def plan_name(plan: Plan) -> str:
 def _rule_name(rule: Rule) -> str:
     during = f"in {phase_name(rule.during)}"
     match rule:
-        case KeepTopHeads(k=k, score=score, scope=scope):
-            return f"top {k} heads by {score}{' of the model' if scope == 'model' else ''} {during}"
+        case KeepTopHeads(k=k, score=score):
+            return f"top {k} heads by {score} {during}"
         case AblateHeads(heads="all"):
             return f"all heads ablated {during}"
         case AblateHeads(heads=heads):

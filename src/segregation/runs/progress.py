@@ -2,6 +2,8 @@
 
 import contextlib
 import multiprocessing as mp
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -49,22 +51,24 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> list[T]:
     Each job must be picklable. A job that fails stops those not yet started, and its error is raised here.
     """
     context = mp.get_context("spawn")  # torch's threads do not survive a fork
-    with context.Manager() as manager, bars() as drawn:
-        queue = manager.Queue()
-        with ProcessPoolExecutor(workers, mp_context=context, initializer=_listen, initargs=(queue, workers)) as pool:
-            futures = [pool.submit(job) for job in jobs]
-            tasks: dict[str, Any] = {}
-            while not all(future.done() for future in futures) or not queue.empty():
-                while not queue.empty():
-                    step: Step = queue.get()
-                    if step.title not in tasks:
-                        tasks[step.title] = drawn.add_task(step.title, total=step.total)
-                    drawn.advance(tasks[step.title], step.done)
-                wait_for(futures, timeout=0.2)
-                if any(future.done() and future.exception() for future in futures):
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    break
-            return [future.result() for future in futures]
+    said = context.SimpleQueue()
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_listen, initargs=(said, workers))
+    with pool, bars() as drawn:
+        futures = [pool.submit(job) for job in jobs]
+        tasks: dict[str, Any] = {}
+        while not all(future.done() for future in futures) or not said.empty():
+            while not said.empty():
+                step: Step = said.get()
+                if step.title not in tasks:
+                    tasks[step.title] = drawn.add_task(step.title, total=step.total)
+                drawn.advance(tasks[step.title], step.done)
+            wait_for(futures, timeout=0.2)
+            if any(future.done() and not future.cancelled() and future.exception() for future in futures):
+                pool.shutdown(wait=False, cancel_futures=True)  # those that run are heard to their end
+        for future in futures:
+            if not future.cancelled():
+                future.result()  # the error of a job that failed, rather than that another was not started
+        return [future.result() for future in futures]
 
 
 def bars() -> Progress:
@@ -83,10 +87,16 @@ class RateColumn(ProgressColumn):
 
 
 def _listen(queue: Any, workers: int) -> None:
-    """Set a worker up: tell the parent how far it is, and share the cores."""
-    import os
-
+    """Set a worker up: tell the parent how far it is, share the cores, and end with the parent, however that ends."""
     import torch
 
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
     _tell.set(queue.put)
+
+
+def _end_with_parent() -> None:
+    parent = mp.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -82,7 +82,7 @@ def sweep_point(plan: Plan) -> Sweep | None:
     2
     """
     match plan.rules:
-        case (KeepTopHeads(k=k, score=score, scope="layer", during=during),):
+        case (KeepTopHeads(k=k, score=score, during=during),):
             return Sweep(k, score, during)
         case (KeepHeads(heads=heads, during=during),):
             per_layer = {layer: sum(1 for at, _ in heads if at == layer) for layer, _ in heads}
