@@ -88,6 +88,7 @@ def read_gates(figures: Mapping[str, Any]) -> list[Gate]:
 
 def retrieval(model: HybridModel, name: str, grid: Grid) -> Gate:
     """Exact retrieval over a grid; the bound is .95."""
+    assert model.tokenizer is not None
     records = list(generate(model, grid.samples(model.tokenizer), max_new_tokens=LONGEST_NEEDLE, batch_size=48))
     found = [(record.metadata, retrieval_score(record).exact) for record in records]
 

@@ -5,7 +5,7 @@ the split; so the needles of training and of evaluation share neither a sentence
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from segregation.zoo.words import TOPICS, Split, Topic, article, coin_word, past, plural, split_of
@@ -77,7 +77,7 @@ class _Writer:
         self.rng = rng
         self.split: Split = split
 
-    def one(self, options: tuple[str, ...] | list[str]) -> str:
+    def one(self, options: Sequence[str]) -> str:
         return self.rng.choice(options)
 
     def coin(self) -> str:

@@ -105,7 +105,7 @@ def train(
             Tokenizer.from_file(str(tokenizer)) if tokenizer else train_tokenizer(tokenizer_texts(prose, "tokenizer"))
         )
         save_tokenizer(fresh, out, max_length=8192)
-    model = recipe.build().to(device)
+    model = recipe.build().to(device)  # pyright: ignore[reportArgumentType] (a decorated method of transformers)
     optim = optimizer(model, recipe)
     progress = _resume(out, recipe, model, optim)
     use_training_kernels(model)
