@@ -22,7 +22,7 @@ def step(model: HybridModel, memory, tokens: list[int]) -> torch.Tensor:
 
 
 def test_merged_rows_go_on_as_alone(model: HybridModel):
-    prompts = [list(range(5, 5 + n)) for n in (3, 30, 17, 2)]
+    prompts = [tuple(range(5, 5 + n)) for n in (3, 30, 17, 2)]
     with torch.no_grad():
         parts = [prefill(model, [prompt]) for prompt in prompts]
         together = prefill(model, prompts)
@@ -32,9 +32,19 @@ def test_merged_rows_go_on_as_alone(model: HybridModel):
         assert torch.allclose(step(model, memory, last), torch.stack(whole), atol=1e-5)
 
 
+def test_a_row_taken_from_a_padded_batch_goes_on_as_alone(model: HybridModel):
+    prompts = [tuple(range(5, 5 + n)) for n in (30, 9, 17)]
+    with torch.no_grad():
+        together = prefill(model, prompts)
+        for row, prompt in enumerate(prompts):
+            alone = model.trace(torch.tensor([prompt]), trace=False).logits[0, -1]
+            taken = together.select(torch.tensor([row])).trimmed()
+            assert torch.allclose(step(model, taken, [prompt[-1]])[0], alone, atol=1e-5)
+
+
 def test_a_memory_survives_its_forks(model: HybridModel):
     with torch.no_grad():
-        memory = prefill(model, [list(range(5, 25))])
+        memory = prefill(model, [tuple(range(5, 25))])
     first = step(model, memory, [9])
     forked = memory.select(torch.zeros(3, dtype=torch.long))
     assert torch.allclose(step(model, forked, [9, 10, 9])[[0, 2]], first.expand(2, -1), atol=1e-5)

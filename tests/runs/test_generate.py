@@ -38,7 +38,7 @@ def by_key(records) -> dict[tuple[str, str], tuple[int, ...]]:
     return {(record.sample_id, record.plan_hash): record.tokens for record in records}
 
 
-@pytest.mark.parametrize("batch_size", [None, 5])
+@pytest.mark.parametrize("batch_size", [None, 5, 9])
 def test_shared_prefills_give_the_tokens_of_one_by_one(model, samples, naive, batch_size):
     records = list(generate(model, samples, PLANS, max_new_tokens=NEW, batch_size=batch_size))
     assert [(r.sample_id, r.plan) for r in records] == [(s.id, p.to_json()) for s in samples for p in PLANS]
@@ -46,17 +46,11 @@ def test_shared_prefills_give_the_tokens_of_one_by_one(model, samples, naive, ba
     assert len(set(naive.values())) > len(samples)  # the plans do something
 
 
-def test_prefills_in_padded_batches_give_the_same(model, samples, naive, monkeypatch):
-    """What an accelerator does: prompts prefilled together."""
-
-    def together(self, rows):
-        rows = list(rows)
-        if len(rows[0].prompt) == 1:
-            return rows, None
-        return rows, launch.prefill(self._model, [row.prompt for row in rows], [row.plan for row in rows])
-
-    monkeypatch.setattr(launch.Prefills, "of", together)
-    assert by_key(generate(model, samples, PLANS, max_new_tokens=NEW)) == naive
+@pytest.mark.parametrize("batch_size", [None, 4, 7])
+def test_prefills_in_padded_batches_give_the_same(model, samples, naive, monkeypatch, batch_size):
+    """What an accelerator does: prompts of any length prefilled together."""
+    monkeypatch.setattr(launch, "PADDING", float("inf"))
+    assert by_key(generate(model, samples, PLANS, max_new_tokens=NEW, batch_size=batch_size)) == naive
 
 
 def test_the_empty_plan_gives_the_tokens_of_plain_transformers(model, samples):

@@ -42,6 +42,16 @@ class Memory:
         held = tuple(tuple(None if s is None else s.index_select(0, rows) for s in states) for states in self.held)
         return Memory(cache, held, self.lengths.index_select(0, rows))
 
+    def trimmed(self) -> "Memory":
+        """The memory without keys that are padding in every row."""
+        cache, length = _twin(self.cache), int(self.lengths.max())
+        for layer in cache.layers:
+            if isinstance(getattr(layer, "keys", None), Tensor):
+                layer.keys, layer.values = layer.keys[..., -length:, :], layer.values[..., -length:, :]
+                if hasattr(layer, "cumulative_length"):
+                    layer.cumulative_length = min(layer.cumulative_length, length)
+        return Memory(cache, self.held, self.lengths)
+
 
 def merge(memories: Sequence[Memory]) -> Memory:
     """One memory with the rows of all, shorter ones padded at the left of their keys as a left-padded batch is."""

@@ -21,10 +21,12 @@ from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, merge
 
-ROWS = 32
+ROWS = 64
 """Rows decoded together when no batch size is given."""
+PADDING = 0.1
+"""Share of padding up to which prompts are read together on a CPU."""
 
-Prompt = Sequence[int]
+Prompt = tuple[int, ...]
 Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
 """(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
 
@@ -66,33 +68,40 @@ class Prefills:
         self._kept: tuple[Prompt, Memory] | None = None
 
     def of(self, rows: Sequence[Row]) -> tuple[list[Row], Memory | None]:
-        """Rows in the order of the memory's rows, and what the model remembers before their last prompt tokens."""
+        """The rows in the order of the memory's rows, and what the model remembers before their last prompt tokens."""
         if len(rows[0].prompt) == 1:
             return list(rows), None
+        ordered: list[Row] = []
+        parts: list[Memory] = []
         shared = [row for row in rows if row.shares]
-        own = [row for row in rows if not row.shares]
-        together = self._model.device is not None and self._model.device.type != "cpu"
-        parts = []
-        if together:  # small prefills do not fill an accelerator; padding is cheaper there
-            if shared:
-                prompts = list(dict.fromkeys(tuple(row.prompt) for row in shared))
-                memory = prefill(self._model, prompts)
-                parts.append(memory.select(_index(memory, [prompts.index(tuple(row.prompt)) for row in shared])))
-            if own:
-                parts.append(prefill(self._model, [row.prompt for row in own], [row.plan for row in own]))
-        else:
-            for prompt, group in groupby(shared, key=lambda row: row.prompt):
-                memory = self._shared(prompt)
-                parts.append(memory.select(_index(memory, [0] * len(list(group)))))
-            for _, group in groupby(own, key=lambda row: row.prompt):
-                same = list(group)
-                parts.append(prefill(self._model, [row.prompt for row in same], [row.plan for row in same]))
-        return shared + own, merge(parts)
+        for group in self._groups(shared):
+            ordered += group
+            parts.append(self._shared(group, keep=shared[-1].prompt))
+        for group in self._groups([row for row in rows if not row.shares]):
+            ordered += group
+            parts.append(prefill(self._model, [row.prompt for row in group], [row.plan for row in group]))
+        return ordered, merge(parts)
 
-    def _shared(self, prompt: Prompt) -> Memory:
-        if self._kept is None or self._kept[0] != prompt:
-            self._kept = (prompt, prefill(self._model, [prompt]))
-        return self._kept[1]
+    def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows whose prompts are read together; on a CPU of about one length, where padding costs what text does."""
+        slack = PADDING if self._model.device is not None and self._model.device.type == "cpu" else float("inf")
+        groups: list[list[Row]] = []
+        for row in sorted(rows, key=lambda row: len(row.prompt)):
+            if not groups or len(row.prompt) > (1 + slack) * len(groups[-1][0].prompt):
+                groups.append([])
+            groups[-1].append(row)
+        return groups
+
+    def _shared(self, rows: Sequence[Row], keep: Prompt) -> Memory:
+        prompts = list(dict.fromkeys(row.prompt for row in rows))
+        kept = self._kept if self._kept is not None and self._kept[0] in prompts else None
+        if kept is not None:
+            prompts.sort(key=lambda prompt: prompt != kept[0])
+        new = prompts[1:] if kept is not None else prompts
+        memory = merge([*([kept[1]] if kept is not None else []), *([prefill(self._model, new)] if new else [])])
+        if keep in prompts:
+            self._kept = keep, memory.select(_index(memory, [prompts.index(keep)])).trimmed()
+        return memory.select(_index(memory, [prompts.index(row.prompt) for row in rows]))
 
 
 def prefill(model: HybridModel, prompts: Sequence[Prompt], plans: Sequence[Plan] = ()) -> Memory:
