@@ -12,6 +12,7 @@ from pathlib import Path
 import segregation as sg
 from experiments.launch import main
 from segregation.interventions.draws import random_heads
+from segregation.interventions.rules import HeadScore
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
 from segregation.runs.fill import fill_generate, fill_loglikelihood, open_run
@@ -27,6 +28,7 @@ class Options:
         draws: random draws per k.
         short: the samples of plans in all phases, each of which needs a prefill of its own.
         every: random draws use every so-many-th sample, since it is draws that are averaged over.
+        every_short: the same among the samples of plans in all phases.
         n_facts: facts asked.
         max_new_tokens: new tokens per sample; the longest made-up needle has 55, the classic one 36 (the paper: 40).
         batch_size: rows decoded together.
@@ -40,8 +42,9 @@ class Options:
     grid: Grid = field(default_factory=Grid)
     draws: int = 20
     short: Grid = field(default_factory=lambda: Grid(lengths=(128, 256)))
-    every: int = 10
-    n_facts: int = 100
+    every: int = 20
+    every_short: int = 10
+    n_facts: int = 60
     max_new_tokens: int = 56
     batch_size: int | None = None
     device: str = "cpu"
@@ -57,9 +60,9 @@ def run(options: Options) -> Path:
     folder = open_run(options.runs, name, model, options, resume=options.resume)
     samples, short = options.grid.samples(model.tokenizer), options.short.samples(model.tokenizer)
 
-    def chosen(during: sg.Phase) -> list[sg.Plan]:
+    def chosen(during: sg.Phase, *scores: HeadScore) -> list[sg.Plan]:
         ks = range(model.n_heads + 1)
-        return [sg.Plan(sg.KeepTopHeads(k, score, during=during)) for score in ("entropy", "l2") for k in ks]
+        return [sg.Plan(sg.KeepTopHeads(k, score, during=during)) for score in scores for k in ks]
 
     def drawn(during: sg.Phase) -> list[sg.Plan]:
         layers, n, seed = model.attention_layers, options.draws, options.seed
@@ -67,10 +70,11 @@ def run(options: Options) -> Path:
         return [plan for k in ks for plan in random_heads(layers, model.n_heads, k, n, during=during, seed=seed)]
 
     sweeps = (
-        ("by score, generation", samples, [sg.Plan(), *chosen(sg.Phase.GENERATION)]),
+        ("by entropy, generation", samples, [sg.Plan(), *chosen(sg.Phase.GENERATION, "entropy")]),
+        ("by l2, generation", samples[::2], chosen(sg.Phase.GENERATION, "l2")),
         ("random, generation", samples[:: options.every], drawn(sg.Phase.GENERATION)),
-        ("by score, all phases", short, [sg.Plan(), *chosen(sg.Phase.ALL)]),
-        ("random, all phases", short[:: options.every], drawn(sg.Phase.ALL)),
+        ("by score, all phases", short, [sg.Plan(), *chosen(sg.Phase.ALL, "entropy", "l2")]),
+        ("random, all phases", short[:: options.every_short], drawn(sg.Phase.ALL)),
     )
     for title, these, plans in sweeps:
         fill_generate(

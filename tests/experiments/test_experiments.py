@@ -50,13 +50,15 @@ def test_head_sparsification(folder: Path, tmp_path: Path) -> None:
         draws=2,
         short=Grid(lengths=(150, 160), depths=(0,), needles="classic"),
         every=2,
+        every_short=2,
         n_facts=3,
         max_new_tokens=3,
         runs=tmp_path,
     )
     run = head_sparsification.run(options)
-    ks, drawn = 2 * (N_HEADS + 1), 2 * (N_HEADS - 1)
-    assert len(read_records(run)) == 4 * (1 + ks) + 2 * drawn + 2 * ks + 1 + drawn + 3 * (2 + N_HEADS + 1)
+    ks, drawn = N_HEADS + 1, 2 * (N_HEADS - 1)
+    in_generation, in_all_phases = 4 * (1 + ks) + 2 * ks + 2 * drawn, 1 + 2 * 2 * ks + drawn
+    assert len(read_records(run)) == in_generation + in_all_phases + 3 * (2 + ks)
     finish(run)
     assert [claim.id for claim in read_claims(run / "claims.json")] == ["sparsity", "random-heads", "benchmarks"]
     assert [path.name for path in (run / "figures").iterdir()] == ["random-rg-head-sparsification-heads_kept.png"]
