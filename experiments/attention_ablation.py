@@ -60,9 +60,11 @@ def run(options: Options) -> Path:
             [sg.Plan(), *(sg.Plan(sg.AblateHeads("all", during=during)) for during in phases)],
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
-            title=f"{name}, read {grid.readings}x",
+            title=f"{Path(options.model).name}, read {grid.readings}x",
         )
-    fill_loglikelihood(folder, model, facts(options.n_facts), [sg.Plan(), ABLATED], title=f"{name}, facts")
+    fill_loglikelihood(
+        folder, model, facts(options.n_facts), [sg.Plan(), ABLATED], title=f"{Path(options.model).name}, facts"
+    )
     return folder.path
 
 

@@ -84,12 +84,12 @@ def run(options: Options) -> Path:
             plans,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
-            title=f"{name}, {title}",
+            title=f"{Path(options.model).name}, {title}",
         )
     by_entropy = [sg.Plan(sg.KeepTopHeads(k, during=sg.Phase.GENERATION)) for k in range(model.n_heads + 1)]
     ablated = sg.Plan(sg.AblateHeads("all", during=sg.Phase.ALL))
     plans = [sg.Plan(), ablated, *by_entropy]
-    fill_loglikelihood(folder, model, facts(options.n_facts), plans, title=f"{name}, facts")
+    fill_loglikelihood(folder, model, facts(options.n_facts), plans, title=f"{Path(options.model).name}, facts")
     return folder.path
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 from io import StringIO
 
 from rich.console import Console, RenderableType
@@ -16,7 +17,9 @@ def text(renderable: RenderableType, width: int = 80) -> str:
 
 
 def test_a_claims_table_fits_80_columns_and_cuts_nothing_off() -> None:
-    shown = text(claims_table(decide(outcomes(sweep_records(lambda plan, sample: True)))))
+    claims = decide(outcomes(sweep_records(lambda plan, sample: True)))
+    long = dataclasses.replace(claims[0], id="random-heads", model="tiny-recurrentgemma", verdict="undecided")
+    shown = text(claims_table([*claims, long]))
     assert "…" not in shown and "random-heads" in shown and "(paper: 15% of heads" in shown
     assert all(verdict in shown for verdict in ("holds", "fails"))
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -30,10 +31,10 @@ def measured(claim: Claim) -> str:
 
 def claims_table(claims: Sequence[Claim]) -> Group:
     """The claims for a terminal: a row each, then what each says and how to read its number."""
-    table = Table(title="Claims of arXiv 2510.19861", title_justify="left")
+    table = Table(title="Claims of arXiv 2510.19861", title_justify="left", show_edge=False, box=box.ROUNDED)
     for name in ("claim", "model"):
         table.add_column(name, no_wrap=True)
-    for name in ("measured [95% interval]", "n"):
+    for name in ("measured [95% CI]", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     for claim in claims:
