@@ -169,7 +169,7 @@ def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, ste
 def left_padded(prompts: Sequence[Prompt], device: torch.device | None) -> tuple[Tensor, Tensor | None]:
     """Token ids with shorter prompts padded at the left, and their mask; ``None`` where nothing is padded.
 
-    >>> ids, mask = left_padded([[5, 6], [7]], None)
+    >>> ids, mask = left_padded([(5, 6), (7,)], None)
     >>> ids.tolist(), mask.tolist()
     ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
     """
