@@ -1,9 +1,11 @@
+import functools
+
 import pytest
 import torch
 from transformers.models.jamba import modeling_jamba
 
 from segregation.models import scans
-from segregation.models.scans import mamba_scan, rg_lru_scan
+from segregation.models.scans import mamba_scan, reference_on_cpu, rg_lru_scan
 from tests.conftest import random_module
 
 SHAPES = [(1, 64, 70), (2, 32, 33), (3, 48, 2), (1, 512, 100)]
@@ -57,3 +59,17 @@ def test_gradients_still_flow(family: str, build):
     weight = next(model.mixer(model.recurrent_layers[0])._module.parameters())
     assert weight.grad is not None
     assert weight.grad.abs().sum() > 0
+
+
+def test_compiled_kernels_are_not_given_tensors_of_a_cpu():
+    def reference(x, scale=1, **rest):
+        return x * scale
+
+    @functools.wraps(reference)
+    def compiled(x, **options):
+        raise ValueError("Pointer argument cannot be accessed")
+
+    run = reference_on_cpu(compiled)
+    assert run(torch.ones(2), scale=3, unknown=None).tolist() == [3, 3]
+    with pytest.raises(ValueError, match="Pointer"):
+        run(torch.ones(2, device="meta"), scale=3)

@@ -57,7 +57,7 @@ def load_model(
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         config = AutoConfig.from_pretrained(source, **common)
-        family_of(config)
+        family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
         module = AutoModelForCausalLM.from_pretrained(
             source,
@@ -79,7 +79,7 @@ def load_model(
             "weights_sha256": weights_sha256(here or _snapshot(source, revision)),
             "dtype": str(dtype).removeprefix("torch."),
             "attn_implementation": module.config._attn_implementation,
-            "kernels": kernels(str(module.device.type)),
+            "kernels": kernels(str(module.device.type), family.scan),
             "versions": versions(),
         },
     )
@@ -101,16 +101,22 @@ def versions() -> dict[str, str]:
     return found
 
 
-def kernels(device: str) -> dict[str, str]:
-    """Which implementation each recurrent kernel has: the compiled package, or PyTorch's reference.
+def kernels(device: str, scan: str) -> dict[str, str]:
+    """Which implementation the recurrence runs on, per kernel: a compiled package, or PyTorch.
 
-    The compiled kernels need a CUDA device; transformers picks them up where they are installed. The scan in place
-    (``models.scans``) equals the reference bit for bit.
+    The compiled Mamba kernels need a CUDA device; transformers picks them up where they are installed. RG-LRU has none.
+    On a CPU the scan runs in place (``models.scans``), equal to transformers' own bit for bit.
+
+    >>> kernels("cpu", "rg_lru")
+    {'rg_lru': 'torch, scan in place'}
     """
+    torch_reference = "torch" if device != "cpu" else "torch, scan in place"
+    if scan == "rg_lru":
+        return {"rg_lru": torch_reference}
     return {
         package: f"{package} {importlib.metadata.version(package)}"
         if device == "cuda" and importlib.util.find_spec(module) is not None
-        else "torch reference, its scan in place on a CPU"
+        else torch_reference
         for module, package in _KERNELS.items()
     }
 

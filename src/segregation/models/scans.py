@@ -6,6 +6,7 @@ elsewhere transformers' own code, or the compiled kernels it finds, stay in char
 """
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -77,12 +78,18 @@ def use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
 
 
 def use_mamba_scan() -> None:
-    """Let transformers' Jamba scan by ``mamba_scan`` where it applies; once per process, and harmless to others."""
+    """Let transformers' Jamba scan by ``mamba_scan`` where it applies; once per process, and harmless to others.
+
+    Where compiled kernels are installed, transformers hands them tensors of any device; on a CPU they are refused, so
+    there its own PyTorch reference runs instead.
+    """
     from transformers.models.jamba import modeling_jamba
 
-    original = modeling_jamba.mamba_selective_scan
-    if getattr(original, "scans_in_place", False):
+    if getattr(modeling_jamba.mamba_selective_scan, "scans_in_place", False):
         return
+    for name in ("mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn", "causal_conv1d_update"):
+        setattr(modeling_jamba, name, reference_on_cpu(getattr(modeling_jamba, name)))
+    original = modeling_jamba.mamba_selective_scan
 
     @functools.wraps(original)
     def scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Any:
@@ -102,6 +109,20 @@ def use_mamba_scan() -> None:
 
     scan.__dict__["scans_in_place"] = True
     modeling_jamba.mamba_selective_scan = scan
+
+
+def reference_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel of transformers that runs the PyTorch function it wraps when its first tensor is on a CPU."""
+    reference = inspect.unwrap(kernel)
+    accepted = inspect.signature(reference).parameters
+
+    @functools.wraps(kernel)
+    def run(first: Tensor, *args: Any, **options: Any) -> Any:
+        if first.device.type != "cpu":
+            return kernel(first, *args, **options)
+        return reference(first, *args, **{name: value for name, value in options.items() if name in accepted})
+
+    return run
 
 
 def _applies(*tensors: Tensor) -> bool:

@@ -3,6 +3,7 @@
 Each computes what transformers computes; they are put in place by ``use_training_kernels`` and touch nothing else.
 """
 
+import inspect
 from typing import Any
 
 import torch
@@ -17,8 +18,7 @@ except ImportError:  # no GPU build of torch: transformers' own loop is used
 
 if triton is not None:
 
-    @triton.jit
-    def _scan_forward(a, b, h, length, width, BLOCK: tl.constexpr):  # type: ignore[reportInvalidTypeForm]  # pragma: no cover
+    def _scan_forward(a, b, h, length, width, BLOCK: tl.constexpr):  # type: ignore
         row = tl.program_id(0)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = column < width
@@ -31,8 +31,7 @@ if triton is not None:
             tl.store(h + offset, state, mask=inside)
             offset += width
 
-    @triton.jit
-    def _scan_backward(a, h, dh, da, db, length, width, BLOCK: tl.constexpr):  # type: ignore[reportInvalidTypeForm]  # pragma: no cover
+    def _scan_backward(a, h, dh, da, db, length, width, BLOCK: tl.constexpr):  # type: ignore
         row = tl.program_id(0)
         column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
         inside = column < width
@@ -47,6 +46,10 @@ if triton is not None:
             flow *= tl.load(a + offset, mask=inside, other=0.0).to(tl.float32)
             offset -= width
 
+    # jit reads the functions' own globals, which a type-checking import hook would hide behind its wrapper
+    _forward_kernel = triton.jit(inspect.unwrap(_scan_forward))
+    _backward_kernel = triton.jit(inspect.unwrap(_scan_backward))
+
 
 class _LinearScan(torch.autograd.Function):
     BLOCK = 32
@@ -57,7 +60,7 @@ class _LinearScan(torch.autograd.Function):
         batch, length, width = b.shape
         h = torch.empty(b.shape, dtype=torch.float32, device=b.device)
         grid = (batch, -(-width // _LinearScan.BLOCK))
-        _scan_forward[grid](a, b, h, length, width, BLOCK=_LinearScan.BLOCK, num_warps=1)
+        _forward_kernel[grid](a, b, h, length, width, BLOCK=_LinearScan.BLOCK, num_warps=1)
         ctx.save_for_backward(a, h)
         ctx.b_dtype = b.dtype
         return h
@@ -69,7 +72,7 @@ class _LinearScan(torch.autograd.Function):
         batch, length, width = h.shape
         da, db = torch.empty_like(h), torch.empty_like(h)
         grid = (batch, -(-width // _LinearScan.BLOCK))
-        _scan_backward[grid](a, h, dh, da, db, length, width, BLOCK=_LinearScan.BLOCK, num_warps=1)
+        _backward_kernel[grid](a, h, dh, da, db, length, width, BLOCK=_LinearScan.BLOCK, num_warps=1)
         return da.to(a.dtype), db.to(ctx.b_dtype)
 
 

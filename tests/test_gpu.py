@@ -1,0 +1,53 @@
+"""On a CUDA device: the tokens of the CPU under every kind of plan, checks that pass, kernels that are named."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import segregation as sg
+from segregation.models.checks import run_checks
+from segregation.prompts.benchmarks import facts
+from segregation.prompts.grid import Grid
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+PLANS = [
+    sg.Plan(),
+    sg.Plan(sg.KeepTopHeads(4, during=sg.Phase.GENERATION)),
+    sg.Plan(sg.AblateHeads("all", during=sg.Phase.DECODE)),
+    sg.Plan(sg.AblateHeads("all", during=sg.Phase.PREFILL)),
+    sg.Plan(sg.KeepTopHeads(4, "l2", during=sg.Phase.ALL)),
+]
+
+
+@pytest.fixture(scope="module", params=["tiny-recurrentgemma", "tiny-jamba"])
+def pair(request: pytest.FixtureRequest) -> tuple[sg.HybridModel, sg.HybridModel]:
+    return sg.load_model(request.param), sg.load_model(request.param, device_map="cuda")
+
+
+def test_checks_pass(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    failed = [check for check in run_checks(pair[1]) if not check.passed]
+    assert not failed
+
+
+def test_tokens_are_those_of_the_cpu_for_nearly_every_row(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    samples = Grid((128, 300, 500), (0, 50, 100)).samples(pair[0].tokenizer)
+    cpu, gpu = ({r.key: r.tokens for r in sg.generate(m, samples, PLANS, max_new_tokens=12)} for m in pair)
+    assert cpu.keys() == gpu.keys()
+    same = [cpu[key] == gpu[key] for key in cpu]
+    assert sum(same) / len(same) >= 0.9  # ablated models babble, and near-ties fall either way
+    base = [key for key in cpu if PLANS[0].hash in key]
+    assert all(cpu[key] == gpu[key] for key in base)
+
+
+def test_loglikelihoods_are_those_of_the_cpu(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    cpu, gpu = ({r.key: r.loglikelihoods for r in sg.loglikelihood(m, facts(20), PLANS[:2])} for m in pair)
+    assert cpu.keys() == gpu.keys()
+    for key in cpu:
+        assert gpu[key] == pytest.approx(cpu[key], abs=2e-3)
+
+
+def test_kernels_are_named(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    named = "mamba-ssm" in str(pair[1].description["kernels"])
+    assert named == (importlib.util.find_spec("mamba_ssm") is not None and pair[1].family.name == "jamba")
