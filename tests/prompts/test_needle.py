@@ -16,7 +16,7 @@ from segregation.prompts.needle import (
     needle_grid,
     sigmoid_depths,
 )
-from segregation.prompts.tokens import token_spans, tokens_of
+from segregation.prompts.tokens import count_tokens, token_spans, tokens_of
 from segregation.zoo.words import split_of
 
 ANN = Needle("Ann's cat is called Zorbalax-7.", "What is Ann's cat called?")
@@ -235,3 +235,22 @@ def test_chat_without_a_template_or_with_one_that_rewrites_is_refused(tokenizer,
     monkeypatch.setattr(tokenizer, "chat_template", "{{ messages[0]['content'] | upper }}")
     with pytest.raises(SampleError, match="changes the text of a turn"):
         needle_grid(tokenizer, [200], [50], layout="chat")
+
+
+def test_synthetic_needles_can_be_kept_short(tokenizer):
+    sizes = (None, 50)
+    longest = [
+        max(
+            count_tokens(tokenizer, sample.target)
+            for sample in needle_grid(
+                tokenizer, (250,), (0, 50, 100), needles="synthetic", n_per_cell=8, max_needle_tokens=size
+            )
+        )
+        for size in sizes
+    ]
+    assert longest[0] > 50 >= longest[1]
+
+
+def test_a_limit_that_no_needle_might_fit_is_refused(tokenizer):
+    with pytest.raises(SampleError, match="none of 300 synthetic needles has at most max_needle_tokens=5 tokens"):
+        needle_grid(tokenizer, (150,), (0,), needles="synthetic", max_needle_tokens=5)

@@ -94,6 +94,23 @@ def test_unsafe_ways_are_not_used_where_a_check_failed(build, samples, monkeypat
     assert set(sizes) == {1}
 
 
+def test_plans_that_prefill_alike_share_it(model, samples, naive, monkeypatch):
+    plans = [Plan(AblateHeads(during=Phase.PREFILL)), Plan(AblateHeads(during=Phase.ALL))]
+    expected = {plan.hash: [] for plan in plans}
+    for plan in plans:
+        with torch.no_grad():
+            out = model.intervene(plan).generate(samples[1], max_new_tokens=NEW, do_sample=False)
+        expected[plan.hash] = tuple(out[0, len(model.encode(samples[1])) :].tolist())
+    rows = []
+    prefill = launch.prefill
+    monkeypatch.setattr(
+        launch, "prefill", lambda m, prompts, *a: (rows.append(len(prompts)), prefill(m, prompts, *a))[1]
+    )
+    records = list(generate(model, samples[1:2], plans, max_new_tokens=NEW))
+    assert {record.plan_hash: record.tokens for record in records} == expected
+    assert rows == [1]
+
+
 def test_records_say_where_they_come_from(model, samples):
     record = next(iter(generate(model, samples[:1], PLANS[2], max_new_tokens=3)))
     assert Record.from_json(record.to_json()) == record

@@ -11,8 +11,8 @@ from segregation.prompts.tokens import Tokenizer
 
 TINY_LENGTHS = (128, 228, 327, 427, 526, 626, 725, 825, 924, 1024)
 """Ten context lengths for the bundled models, in tokens: round(linspace(128, 1024, 10))."""
-TINY_LENGTHS_TWICE = (96, 135, 174, 213, 252, 292, 331, 370, 409, 448)
-"""Ten for contexts that are read twice, so that the prompt stays within 1,024 tokens: round(linspace(96, 448, 10))."""
+TINY_LENGTHS_TWICE = (96, 121, 146, 171, 196, 220, 245, 270, 295, 320)
+"""Ten for contexts that are read twice, so that the prompt stays within 1,024 tokens: round(linspace(96, 320, 10))."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class Grid:
         layout: prompt for a "base" or a "chat" model.
         readings: how often the prompt holds the context; 2 is just-read-twice.
         n_per_cell: samples per length and depth.
+        max_needle_tokens: the longest synthetic needle, so that 40 new tokens (the paper's number) hold it to its end.
         seed: draws haystacks and needles.
     """
 
@@ -37,6 +38,7 @@ class Grid:
     layout: Layout = "base"
     readings: int = 1
     n_per_cell: int = 1
+    max_needle_tokens: int | None = 39
     seed: int = 0
 
     def samples(self, tokenizer: Tokenizer) -> list[Sample]:
@@ -55,6 +57,7 @@ class Grid:
             layout=self.layout,
             readings=self.readings,
             n_per_cell=self.n_per_cell,
+            max_needle_tokens=self.max_needle_tokens,
         )
 
 

@@ -6,6 +6,7 @@ one token at a time, the last prompt token first. Plans that touch ``PREFILL`` a
 One token at a time is exact after a fork in both families; several at once are not.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -44,6 +45,12 @@ class Row:
         """Whether its plan leaves the prefill as it is."""
         return Phase.PREFILL not in self.plan.during
 
+    @property
+    def prefill_plan(self) -> Plan:
+        """What its plan does in the prefill; plans that agree there share one too."""
+        acting = [rule for rule in self.plan.rules if Phase.PREFILL in rule.during]
+        return Plan(*[dataclasses.replace(rule, during=Phase.PREFILL) for rule in acting])
+
 
 def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> Iterator[list[Row]]:
     """Rows that can run together, in order: one at a time where the model's checks switched batching or forks off.
@@ -79,7 +86,10 @@ class Prefills:
             parts.append(self._shared(group, keep=shared[-1].prompt))
         for group in self._groups([row for row in rows if not row.shares]):
             ordered += group
-            parts.append(prefill(self._model, [row.prompt for row in group], [row.plan for row in group]))
+            keys = [(row.prompt, row.prefill_plan) for row in group]
+            unique = list(dict.fromkeys(keys))
+            memory = prefill(self._model, [prompt for prompt, _ in unique], [plan for _, plan in unique])
+            parts.append(memory.select(_index(memory, [unique.index(key) for key in keys])))
         return ordered, merge(parts)
 
     def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:

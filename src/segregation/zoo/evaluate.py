@@ -125,7 +125,15 @@ def evaluate(model: HybridModel, n_per_cell: int = N_PER_CELL) -> list[Gate]:
     gates = []
     for needles in ("synthetic", "classic"):
         for haystack in ("synthetic", "python-reference"):
-            grid = Grid(LENGTHS, DEPTHS, needles=needles, haystack=haystack, n_per_cell=n_per_cell, seed=2026)
+            grid = Grid(
+                LENGTHS,
+                DEPTHS,
+                needles=needles,
+                haystack=haystack,
+                n_per_cell=n_per_cell,
+                max_needle_tokens=None,
+                seed=2026,
+            )
             gates.append(retrieval(model, f"{needles} needle, {haystack} haystack", grid))
             print(_line(gates[-1]), flush=True)
     gates.append(choice(model, "facts", benchmarks.facts(), 0.95))
