@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from segregation.interventions.phase import Phase
-from segregation.interventions.rules import Plan
+from segregation.interventions.rules import KeepTopHeads, Plan
 from segregation.prompts.sample import Sample
 from segregation.scores.claims import Claim
 from segregation.scores.outcomes import outcomes, sweep_point
@@ -46,6 +46,18 @@ def test_a_model_that_retrieves_without_attention_fails_the_claim() -> None:
     claims = by_id(decide(outcomes(ablation_records(lambda plan, sample: True))))
     assert claims["ablation"].verdict == "fails" and claims["ablation"].measured == 1
     assert claims["jrt"].verdict == "undecided" and "nothing to restore" in claims["jrt"].note
+
+
+def test_reading_twice_is_undecided_where_reading_once_does_not_surely_fail() -> None:
+    """Five of 75 are retrieved after one reading: not surely above 5%, but not shown to be gone either."""
+    spared = {f"needle/100/{depth}/x1" for depth in (0, 25, 50, 75, 100)}
+
+    def right(plan: Plan, sample: Sample) -> bool:
+        return as_in_the_paper(plan, sample) or sample.id in spared
+
+    claims = by_id(decide(outcomes(ablation_records(right))))
+    assert {id: claim.verdict for id, claim in claims.items()} == {"ablation": "undecided", "jrt": "undecided"}
+    assert "7% is retrieved" in claims["jrt"].note
 
 
 def test_recovery_by_reading_twice_fails_the_claim() -> None:
@@ -90,6 +102,28 @@ def test_a_model_that_needs_more_than_half_of_its_heads_fails_sparsity() -> None
     assert claims["sparsity"].verdict == "fails" and claims["sparsity"].measured == 0
     assert "smallest k that keeps 95% is 5" in claims["sparsity"].note
     assert "with 4 of 8 heads" in claims["sparsity"].note
+
+
+def test_the_number_of_sparsity_is_the_one_its_verdict_is_about() -> None:
+    """With 3 heads two of 75 needles are lost: a rate above the bar, an interval across it. With 4 none is."""
+    lost = {"needle/100/0/x1", "needle/100/25/x1"}
+
+    def right(plan: Plan, sample: Sample) -> bool:
+        point = sweep_point(plan)
+        if point is not None and point.choice == "entropy" and point.k == 3:
+            return bool(sample.choices) or sample.id not in lost
+        return keeping(lambda choice: {"entropy": 3}.get(choice, 7))(plan, sample)
+
+    claims = by_id(decide(outcomes(sweep_records(right))))
+    assert claims["sparsity"].verdict == "holds" and claims["sparsity"].ci_low >= 0.95
+    assert "with 4 of 8 heads; the smallest k that keeps 95% is 3, by its rate alone" in claims["sparsity"].note
+    assert "20 draws of 4 of 8" in claims["random-heads"].note
+
+
+@pytest.mark.parametrize("ks", [(2,), (0, 1), (0, 2, 4), (1, 2, 3)])
+def test_a_few_values_of_k_are_no_sweep(ks: tuple[int, ...]) -> None:
+    plans = [Plan(), *(Plan(KeepTopHeads(k, during=Phase.GENERATION)) for k in ks)]
+    assert decide(outcomes(recorded(needles(), plans, lambda plan, sample: True))) == []
 
 
 def test_random_heads_that_do_as_well_fail_their_claim() -> None:

@@ -80,8 +80,8 @@ def just_read_twice(outcomes: Sequence[Outcome]) -> Claim | None:
     rate, problem = _rate(twice), _base_problem(_needles(outcomes, BASE, readings=2))
     if not problem and not once:
         problem = "its control, the same ablation on a context read once, was not run"
-    if not problem and _rate(once).low > GONE:
-        problem = f"there is nothing to restore: read once, {_rate(once).value:.0%} is still retrieved"
+    if not problem and _at_most(_rate(once), GONE) != "holds":
+        problem = f"there may be nothing to restore: read once, {_rate(once).value:.0%} is retrieved"
     note = problem or "share retrieved with the context read twice and every head ablated"
     return _claim("jrt", twice, rate, "undecided" if problem else _at_most(rate, GONE), note)
 
@@ -89,22 +89,26 @@ def just_read_twice(outcomes: Sequence[Outcome]) -> Claim | None:
 def sparsity(outcomes: Sequence[Outcome]) -> Claim | None:
     """Some k <= half of the heads per layer, by entropy in generation, keeps >= 95% of base retrieval.
 
-    ``measured`` is the retention at the smallest such k, or at half of the heads if there is none.
+    ``measured`` is the retention at the smallest k whose whole interval keeps it; without one, at the smallest whose
+    rate does, or at half of the heads.
     Control: random heads at that k were run; what they keep is a claim of its own.
     """
-    kept = _sweep(outcomes, "entropy")
+    kept = _sweep_by_entropy(outcomes)
     if not kept:
         return None
     base = _needles(outcomes, BASE)
     if problem := _base_problem(base):
         return _claim("sparsity", kept[max(kept)], None, "undecided", problem)
     smallest, k, n_heads = *_smallest(kept, base), max(kept)
-    verdicts = {_at_least(_retention(kept[j], base), KEPT) for j in kept if j <= n_heads // 2}
-    verdict: Verdict = "holds" if "holds" in verdicts else "fails" if verdicts == {"fails"} else "undecided"
+    fewer = {_at_least(_retention(kept[j], base), KEPT) for j in kept if j <= n_heads // 2}
+    retained = _retention(kept[k], base)
+    verdict = _at_least(retained, KEPT) if "holds" in fewer or fewer == {"fails"} else "undecided"
     note = f"retention with {k} of {n_heads} heads; the smallest k that keeps 95% is {smallest}"
+    if 0 < smallest < k:
+        note += ", by its rate alone"
     if k not in _sweep(outcomes, "random"):
         verdict, note = "undecided", f"its control, {k} random heads, was not run"
-    return _claim("sparsity", kept[k], _retention(kept[k], base), verdict, note)
+    return _claim("sparsity", kept[k], retained, verdict, note)
 
 
 def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
@@ -112,7 +116,7 @@ def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
 
     The unit is the draw: ``n`` counts draws, and the interval is that of their mean.
     """
-    kept, drawn = _sweep(outcomes, "entropy"), _sweep(outcomes, "random")
+    kept, drawn = _sweep_by_entropy(outcomes), _sweep(outcomes, "random")
     if not kept or not drawn:
         return None
     base = _needles(outcomes, BASE)
@@ -134,7 +138,7 @@ def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
 
     ``measured`` is the worse of the two. Control: the base answers at least 95% of the facts.
     """
-    kept, needles = _sweep(outcomes, "entropy"), _needles(outcomes, BASE)
+    kept, needles = _sweep_by_entropy(outcomes), _needles(outcomes, BASE)
     base, ablated = _facts(outcomes, BASE), _facts(outcomes, ABLATED)
     if not kept or not base or not ablated:
         return None
@@ -187,10 +191,21 @@ def _sweep(outcomes: Sequence[Outcome], choice: str) -> dict[int, list[Outcome]]
     return dict(sorted(by_k.items()))
 
 
+def _sweep_by_entropy(outcomes: Sequence[Outcome]) -> dict[int, list[Outcome]]:
+    """The sweep by entropy if it goes from no head to all of them, else nothing: a few values of k are no sweep."""
+    kept = _sweep(outcomes, "entropy")
+    return kept if len(kept) > 2 and list(kept) == list(range(len(kept))) else {}
+
+
 def _smallest(kept: dict[int, list[Outcome]], base: Sequence[Outcome]) -> tuple[int, int]:
-    """The smallest k whose retention reaches ``KEPT`` (at worst all), and the k to report, 1 to half of them."""
-    smallest = min((k for k, rows in kept.items() if _retention(rows, base).value >= KEPT), default=max(kept))
-    return smallest, max(1, min(smallest, max(kept) // 2))
+    """The smallest k whose retention reaches ``KEPT`` (at worst all), and the k to report, 1 to half of them.
+
+    Reported is the smallest k whose whole interval reaches it; where none does, the smallest whose rate does.
+    """
+    retentions, half = {k: _retention(rows, base) for k, rows in kept.items()}, max(kept) // 2
+    smallest = min((k for k, retention in retentions.items() if retention.value >= KEPT), default=max(kept))
+    surely = [k for k in range(1, half + 1) if _at_least(retentions[k], KEPT) == "holds"]
+    return smallest, min(surely, default=max(1, min(smallest, half)))
 
 
 def _retention(rows: Sequence[Outcome], base: Sequence[Outcome], chance: float = 0.0) -> Interval:
