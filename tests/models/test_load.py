@@ -1,9 +1,12 @@
 import json
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, GPT2Config
 
 import segregation
@@ -50,6 +53,35 @@ def test_a_folder_without_weights_config_or_tokenizer(folder: Path, tmp_path: Pa
         load_model(tmp_path / "model")
     (tmp_path / "model" / "config.json").unlink()
     with pytest.raises(ModelError, match=r"a folder without config\.json"):
+        load_model(tmp_path / "model")
+
+
+def respoil(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: Path):
+    """transformers would draw the missing ones at random and go on."""
+    shutil.copytree(folder, tmp_path / "model")
+    name = next(key for key in load_file(folder / "model.safetensors") if "q_proj" in key)
+    respoil(tmp_path / "model", lambda tensors: tensors.pop(name))
+    with pytest.raises(ModelError, match=rf"tensors 1 missing \(such as {re.escape(name)}\)"):
+        load_model(tmp_path / "model")
+    respoil(tmp_path / "model", lambda tensors: tensors.update({name: torch.zeros(3, 3)}))
+    with pytest.raises(ModelError, match=rf"1 of another shape than config\.json says \(such as {re.escape(name)}\)"):
+        load_model(tmp_path / "model")
+
+
+def test_damaged_weights_and_a_config_of_nothing_known(folder: Path, tmp_path: Path):
+    shutil.copytree(folder, tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="are damaged"):
+        load_model(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "moebius"}')
+    with pytest.raises(FamilyError, match=r"moebius.*Known hybrids: jamba, recurrent_gemma"):
         load_model(tmp_path / "model")
 
 

@@ -4,13 +4,14 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from segregation.errors import ModelError
-from segregation.models.family import family_of
+from segregation.errors import FamilyError, ModelError
+from segregation.models.family import families, family_of
 from segregation.models.hybrid import HybridModel
 
 WEIGHTS = Path(__file__).parents[1] / "zoo" / "weights"
@@ -47,29 +48,37 @@ def load_model(
         self_checks: run the quick checks of ``models.checks``; what fails is switched off and recorded.
 
     Raises:
-        ModelError: no such model, a folder without config, weights or tokenizer, or a hub that cannot be reached.
+        ModelError: no such model, a folder without config, weights or tokenizer, weights that are damaged or not all
+            there, or a hub that cannot be reached.
         FamilyError: not a hybrid of a known family, or a config field that is not understood.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     name, source = str(name_or_path), _source(name_or_path)
     here = Path(source) if Path(source).is_dir() else None
     common = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(source, **common)
+        config = _config(name, AutoConfig, source, common)
         family = family_of(config)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        module = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=dtype,
             device_map=device_map,
             attn_implementation=attn_implementation,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+            output_loading_info=True,
             **common,
         )
     except OSError as error:
         raise ModelError(_unreadable(name, here, error)) from error
+    except SafetensorError as error:
+        raise ModelError(f"the weights of {name!r} are damaged ({error}); fetch or save them again") from error
+    module, loading = loaded
+    _check_loading(name, loading)
     model = HybridModel(
         module,
         tokenizer,
@@ -169,6 +178,38 @@ def _source(name_or_path: str | Path) -> str:
             "otherwise give a folder that exists, or a hub id OWNER/NAME"
         )
     return name
+
+
+def _config(name: str, loader: Any, source: str, common: dict[str, Any]) -> Any:
+    """The config, from a class that transformers knows.
+
+    Raises:
+        FamilyError: a ``model_type`` that transformers does not know either.
+    """
+    try:
+        return loader.from_pretrained(source, **common)
+    except ValueError as error:
+        raise FamilyError(
+            f"{name!r} is not a model that transformers knows: {str(error).strip().splitlines()[0]} "
+            f"Known hybrids: {', '.join(sorted(families()))}"
+        ) from error
+
+
+def _check_loading(name: str, loading: Mapping[str, Any]) -> None:
+    """Refuse weights that do not fill the model, since transformers would draw the rest at random.
+
+    Raises:
+        ModelError: tensors that are missing, or of another shape than the config says.
+    """
+    found = {
+        "missing": sorted(loading["missing_keys"]),
+        "of another shape than config.json says": sorted(key for key, *_ in loading["mismatched_keys"]),
+    }
+    if wrong := [f"{len(keys)} {what} (such as {keys[0]})" for what, keys in found.items() if keys]:
+        raise ModelError(
+            f"the weights of {name!r} do not fit its config.json: tensors {'; '.join(wrong)}. "
+            "Fetch or save the whole model again"
+        )
 
 
 def _unreadable(name: str, here: Path | None, error: OSError) -> str:
