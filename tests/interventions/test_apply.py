@@ -194,6 +194,17 @@ def test_plans_stack_and_the_model_stays_clean(model: HybridModel):
     assert torch.equal(logits(model), clean)
 
 
+def test_several_continuations_of_a_prompt_have_its_phases(model: HybridModel):
+    """Greedy ones must all be those of the prompt alone, in a batch of prompts of different lengths."""
+    texts = [TEXT, "abc", "defgh ijkl m"]
+    edited = model.intervene(Plan(AblateHeads(during=Phase.GENERATION), KeepTopHeads(1, during=Phase.PREFILL)))
+    kwargs = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": True, "top_k": 1}
+    with torch.no_grad():
+        several = edited.generate(texts, num_return_sequences=2, **kwargs)[:, -4:]
+        alone = torch.cat([edited.generate(text, **kwargs)[:, -4:] for text in texts])
+    assert torch.equal(several, alone.repeat_interleave(2, 0))
+
+
 def test_the_users_own_reads_and_edits_come_after_the_plan(model: HybridModel):
     layer = model.attention_layers[0]
     edited = model.intervene(Plan(AblateHeads(((layer, 0),))))

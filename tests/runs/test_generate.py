@@ -94,6 +94,20 @@ def test_unsafe_ways_are_not_used_where_a_check_failed(build, samples, monkeypat
     assert set(sizes) == {1}
 
 
+def test_no_prefill_is_shared_where_forks_are_switched_off(build, samples, monkeypatch):
+    model = build("jamba")
+    expected = by_key(generate(model, samples[:1], PLANS[:3], max_new_tokens=3))
+    rows = []
+    prefill = launch.prefill
+    monkeypatch.setattr(
+        launch, "prefill", lambda m, prompts, *a: (rows.append(len(prompts)), prefill(m, prompts, *a))[1]
+    )
+    assert by_key(generate(model, samples[:1], PLANS[:3], max_new_tokens=3)) == expected and rows == [1]
+    rows.clear()
+    model.can_fork = False
+    assert by_key(generate(model, samples[:1], PLANS[:3], max_new_tokens=3)) == expected and rows == [1, 1, 1]
+
+
 def test_plans_that_prefill_alike_share_it(model, samples, naive, monkeypatch):
     plans = [Plan(AblateHeads(during=Phase.PREFILL)), Plan(AblateHeads(during=Phase.ALL))]
     expected = {plan.hash: [] for plan in plans}

@@ -25,7 +25,7 @@ from segregation.interventions.rules import AblateHeads, AblateMixer, Head, Keep
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import forward_arguments, token_positions
-from segregation.shapes import HeadScores
+from segregation.shapes import HeadScores, Positions, PromptLengths
 
 
 @dataclass(frozen=True)
@@ -182,12 +182,18 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, tables: Tables) -> N
         except OutOfOrderError:
             return  # the run made no further step
         positions = token_positions(forward_arguments(model.hf_model, args, kwargs))
-        lengths = model.run.prompt_lengths
-        phases = phase_numbers(positions, positions.amax(-1) + 1 if lengths is None else lengths)
+        phases = phase_numbers(positions, _prompt_lengths(model.run.prompt_lengths, positions))
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
         rows = _rows(tables, phases, model.run.rows)
         for layer, table in tables.items():
             _edit_layer(model, layer, table, phases, present, rows)
+
+
+def _prompt_lengths(lengths: Int[Tensor, " prompt"] | None, positions: Positions) -> PromptLengths:
+    """The prompt length of every row; several continuations of one prompt (beams, drawn ones) lie side by side."""
+    if lengths is None:
+        return positions.amax(-1) + 1
+    return lengths.repeat_interleave(max(1, len(positions) // len(lengths)))
 
 
 def _rows(tables: Tables, phases: Int[Tensor, "batch pos"], rows: Tensor | None) -> Int[Tensor, "batch 1"]:

@@ -68,7 +68,10 @@ def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> 
 
 
 class Prefills:
-    """Prefills of prompts; keeps the last one, so that a prompt whose rows span two batches is read once."""
+    """Prefills of prompts; keeps the last one, so that a prompt whose rows span two batches is read once.
+
+    Where the model's checks switched forks off, nothing is kept: every row reads its own prompt.
+    """
 
     def __init__(self, model: HybridModel) -> None:
         self._model = model
@@ -109,7 +112,7 @@ class Prefills:
             prompts.sort(key=lambda prompt: prompt != kept[0])
         new = prompts[1:] if kept is not None else prompts
         memory = merge([*([kept[1]] if kept is not None else []), *([prefill(self._model, new)] if new else [])])
-        if keep in prompts:
+        if keep in prompts and self._model.can_fork:
             self._kept = keep, memory.select(_index(memory, [prompts.index(keep)])).trimmed()
         return memory.select(_index(memory, [prompts.index(row.prompt) for row in rows]))
 
