@@ -15,7 +15,7 @@ from segregation.interventions.draws import random_heads
 from segregation.interventions.rules import HeadScore
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
-from segregation.runs.fill import fill_generate, fill_loglikelihood, open_run
+from segregation.runs.fill import fill_groups, fill_loglikelihood, open_run
 
 
 @dataclass(frozen=True)
@@ -25,10 +25,8 @@ class Options:
     Attributes:
         model: bundled name, folder or hub id.
         grid: the samples.
-        draws: random draws per k.
+        draws: random draws per k, each on its own share of the samples.
         short: the samples of plans in all phases, each of which needs a prefill of its own.
-        every: random draws use every so-many-th sample, since it is draws that are averaged over.
-        every_short: the same among the samples of plans in all phases.
         n_facts: facts asked.
         max_new_tokens: new tokens per sample (the paper's number); the needles of the grids are shorter.
         batch_size: rows decoded together.
@@ -42,8 +40,6 @@ class Options:
     grid: Grid = field(default_factory=Grid)
     draws: int = 20
     short: Grid = field(default_factory=lambda: Grid(lengths=(128, 192)))
-    every: int = 20
-    every_short: int = 10
     n_facts: int = 60
     max_new_tokens: int = 40
     batch_size: int | None = None
@@ -64,24 +60,24 @@ def run(options: Options) -> Path:
         ks = range(model.n_heads + 1)
         return [sg.Plan(sg.KeepTopHeads(k, score, during=during)) for score in scores for k in ks]
 
-    def drawn(during: sg.Phase) -> list[sg.Plan]:
+    def drawn(during: sg.Phase, these: list[sg.Sample]) -> list[tuple[list[sg.Sample], list[sg.Plan]]]:
+        """Every draw of each k on samples of its own, which together are all of them."""
         layers, n, seed = model.attention_layers, options.draws, options.seed
-        ks = range(1, model.n_heads)
-        return [plan for k in ks for plan in random_heads(layers, model.n_heads, k, n, during=during, seed=seed)]
+        by_k = [random_heads(layers, model.n_heads, k, n, during=during, seed=seed) for k in range(1, model.n_heads)]
+        return [(these[j % len(these) :: n], list(plans)) for j, plans in enumerate(zip(*by_k, strict=True))]
 
     sweeps = (
-        ("by entropy, generation", samples, [sg.Plan(), *chosen(sg.Phase.GENERATION, "entropy")]),
-        ("by l2, generation", samples[::2], chosen(sg.Phase.GENERATION, "l2")),
-        ("random, generation", samples[:: options.every], drawn(sg.Phase.GENERATION)),
-        ("by score, all phases", short, [sg.Plan(), *chosen(sg.Phase.ALL, "entropy", "l2")]),
-        ("random, all phases", short[:: options.every_short], drawn(sg.Phase.ALL)),
+        ("by entropy, generation", [(samples, [sg.Plan(), *chosen(sg.Phase.GENERATION, "entropy")])]),
+        ("by l2, generation", [(samples[::3], chosen(sg.Phase.GENERATION, "l2"))]),
+        ("random, generation", drawn(sg.Phase.GENERATION, samples)),
+        ("by score, all phases", [(short, [sg.Plan(), *chosen(sg.Phase.ALL, "entropy", "l2")])]),
+        ("random, all phases", drawn(sg.Phase.ALL, short)),
     )
-    for title, these, plans in sweeps:
-        fill_generate(
+    for title, groups in sweeps:
+        fill_groups(
             folder,
             model,
-            these,
-            plans,
+            groups,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
             title=f"{Path(options.model).name}, {title}",

@@ -49,8 +49,6 @@ def test_head_sparsification(folder: Path, tmp_path: Path) -> None:
         grid=grid(),
         draws=2,
         short=Grid(lengths=(150, 160), depths=(0,), needles="classic"),
-        every=2,
-        every_short=2,
         n_facts=3,
         max_new_tokens=3,
         runs=tmp_path,
@@ -58,6 +56,9 @@ def test_head_sparsification(folder: Path, tmp_path: Path) -> None:
     run = head_sparsification.run(options)
     ks, drawn = N_HEADS + 1, 2 * (N_HEADS - 1)
     in_generation, in_all_phases = 4 * (1 + ks) + 2 * ks + 2 * drawn, 1 + 2 * 2 * ks + drawn
+    draws = [record for record in read_records(run) if "KeepHeads" in record.plan and "PREFILL" not in record.plan]
+    assert len({(record.sample_id, record.plan) for record in draws}) == len(draws) == 2 * drawn
+    assert len({record.sample_id for record in draws}) == 4  # all samples, though each draw sees a half
     assert len(read_records(run)) == in_generation + in_all_phases + 3 * (2 + ks)
     finish(run)
     assert [claim.id for claim in read_claims(run / "claims.json")] == ["sparsity", "random-heads", "benchmarks"]

@@ -37,7 +37,11 @@ def test_a_curve_per_choice_and_a_panel_per_phase() -> None:
         "generation (128-1024 tokens, n = 15, 3 draws)",
         "all phases (128-1024 tokens, n = 15, 2 draws)",
     ]
-    assert {text.get_text() for text in figure.legends[0].get_texts()} == {"by entropy", "by l2", "random heads"}
+    assert {text.get_text() for text in figure.legends[0].get_texts()} == {
+        "by entropy",
+        "by l2",
+        "random heads (mean of draws)",
+    }
 
 
 def test_figures_follow_from_what_was_run() -> None:

@@ -78,3 +78,8 @@ def _stop(position: int, record: object) -> object:
     if position == 3:
         raise KeyboardInterrupt
     return record
+
+
+def test_a_run_does_not_start_from_a_model_that_carries_a_plan(model: HybridModel, tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="starts from an untouched model, but this one carries AblateHeads"):
+        open_run(tmp_path, "one", model.intervene(Plan(AblateHeads())), Options())

@@ -74,11 +74,25 @@ def test_a_row_ends_at_the_end_of_sequence_and_the_others_go_on(model, samples, 
     assert len({len(tokens) for tokens in cut.values()}) > 1
 
 
-def test_a_model_that_carries_a_plan_keeps_it(model, samples, naive):
+def test_a_model_that_carries_a_plan_keeps_it_and_its_records_say_so(model, samples, naive):
     carrying = model.intervene(PLANS[6])
     assert by_key(generate(carrying, samples, max_new_tokens=NEW)) == {
-        (sample.id, PLANS[0].hash): naive[sample.id, PLANS[6].hash] for sample in samples
+        (sample.id, PLANS[6].hash): naive[sample.id, PLANS[6].hash] for sample in samples
     }
+    twice = carrying.intervene(PLANS[1])
+    (record,) = generate(twice, samples[:1], PLANS[2], max_new_tokens=2)
+    assert record.plan == Plan(*PLANS[6].rules, *PLANS[1].rules, *PLANS[2].rules).to_json()
+    assert model.carried == ()
+    assert carrying.carried == (PLANS[6],)
+
+
+def test_an_intervention_that_is_no_plan_has_no_records(model, samples):
+    class Nothing:
+        def enter(self, model: HybridModel) -> HybridModel:
+            return Plan().enter(model)
+
+    with pytest.raises(PlanError, match="records hold plans, which are data"):
+        generate(model.intervene(Nothing()), samples)
 
 
 def test_unsafe_ways_are_not_used_where_a_check_failed(build, samples, monkeypatch):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from segregation.errors import FamilyError, ModelError
 from segregation.models.attention import AttentionCall
-from segregation.models.decoding import check_decoding, check_length
+from segregation.models.decoding import check_decoding, check_length, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
 from segregation.models.padding import keep_padding_out
@@ -70,6 +70,7 @@ class HybridModel(TransformersModel):
         config = module.config
         self.family: Family = family_of(config)
         self.layer_types: tuple[LayerType, ...] = layer_types_of(config)
+        self.carried: tuple[Intervention, ...] = ()
         self.run = Run()
         self.can_batch = True
         self.can_fork = True
@@ -100,7 +101,9 @@ class HybridModel(TransformersModel):
 
     def intervene(self, plan: Intervention) -> "HybridModel":
         """A model on which ``plan`` acts in every trace and generation; plans stack; this model stays clean."""
-        return plan.enter(self)
+        edited = plan.enter(self)
+        edited.carried = (*self.carried, plan)
+        return edited
 
     def trace(
         self, *inputs: Any, prompt_lengths: Sequence[int] | Tensor | None = None, fn: Any = None, **kw: Any
@@ -113,6 +116,9 @@ class HybridModel(TransformersModel):
                 positions are then ``DECODE``. Left out, all of a row is prompt.
             fn: what to run, as in NNsight.
             **kw: passed on to NNsight and the model.
+
+        Raises:
+            ModelError: prompt lengths that are not one for each row, or not 1 to the row's tokens.
         """
         if fn is None:
             fn = functools.partial(self._call, prompt_lengths=prompt_lengths)
@@ -144,12 +150,15 @@ class HybridModel(TransformersModel):
         past = cache.get_seq_length() if cache is not None else 0
         if not past:
             self.reset()
-        if prompt_lengths is not None:
-            lengths = torch.as_tensor(prompt_lengths, device=ids.device).expand(ids.shape[0])
-        elif isinstance(mask, Tensor) and mask.dim() == 2:
+        if isinstance(mask, Tensor) and mask.dim() == 2:
             lengths = mask.long().sum(-1)
         else:
             lengths = torch.full((ids.shape[0],), past + ids.shape[1], device=ids.device)
+        if prompt_lengths is not None:
+            given = torch.as_tensor(prompt_lengths, device=ids.device)
+            if not past:
+                check_prompt_lengths(given, lengths.to(ids.device))
+            lengths = given.expand(ids.shape[0])
         self.run.prompt_lengths, self.run.rows = lengths, None
         return lengths
 

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from segregation.interventions.rules import Plan
 from segregation.report.names import phase_name, plan_name
 from segregation.scores.outcomes import Outcome, Sweep, sweep_point
-from segregation.scores.statistics import wilson
+from segregation.scores.statistics import bootstrap_mean, wilson
 
 _LOOKS = {  # Okabe and Ito's colours; marker and dash differ too, so that the lines stay apart in grey
     "entropy": ("#0072B2", "o", "-"),
@@ -67,8 +67,8 @@ def heat_maps(outcomes: Sequence[Outcome]) -> Figure:
 def retention_curves(outcomes: Sequence[Outcome]) -> Figure:
     """Exact retrieval against heads kept per attention layer, one panel per phase, one line per way to choose heads.
 
-    Bars are Wilson 95% intervals over samples. For random heads the line is the mean over draws, the band holds 95% of
-    the draws.
+    Bars are Wilson 95% intervals over samples. For random heads the line is the mean over draws, the band its bootstrap
+    95% interval.
     """
     points = [(point, outcome) for outcome in outcomes if (point := sweep_point(outcome.plan))]
     phases = sorted({point.during for point, _ in points}, key=lambda phase: phase.value)
@@ -153,9 +153,9 @@ def _draw_curve(axis: Axes, points: Sequence[tuple[Sweep, Outcome]]) -> int:
         if choice == "random":
             rates = [_rate_per_draw(by_choice[choice][k]) for k in ks]
             draws = max(map(len, rates))
-            low, high = ([float(np.quantile(rate, q)) for rate in rates] for q in (0.025, 0.975))
-            axis.fill_between(ks, low, high, color=colour, alpha=0.2, linewidth=0)
-            axis.plot(ks, [fmean(rate) for rate in rates], label="random heads", **looks)
+            means = [bootstrap_mean(rate) for rate in rates]
+            axis.fill_between(ks, [m.low for m in means], [m.high for m in means], color=colour, alpha=0.2, linewidth=0)
+            axis.plot(ks, [mean.value for mean in means], label="random heads (mean of draws)", **looks)
         else:
             found = [by_choice[choice][k] for k in ks]
             rates = [wilson(sum(o.correct for o in group), len(group)) for group in found]

@@ -14,14 +14,14 @@ from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
 from segregation.report.tables import measured, rates
 from segregation.scores.claims import write_claims
-from segregation.scores.outcomes import sweep_point
+from segregation.scores.outcomes import has_outcome, sweep_point
 
 CAPTIONS = {
     "retrieval": "One panel per plan, one cell per context length and needle depth, coloured by the mean score of its "
     "samples. “Prefill” is every prompt position but the last; “the last prompt token” emits the first new token; "
     "“generation” is that position and the new tokens.",
     "heads_kept": "Exact retrieval when only k query heads of each attention layer act. Bars: Wilson 95% intervals "
-    "over samples. Grey: the mean of the random draws, and the band that holds 95% of them.",
+    "over samples. Grey: the mean of the random draws, with its bootstrap 95% interval.",
 }
 """What a reader has to know to read each figure, by the first part of its name."""
 
@@ -97,7 +97,7 @@ def examples(run: Run) -> list[Example]:
     """The outputs of one sample, the middle one, under every plan but the random draws; at most ``EXAMPLES``."""
     generated = [
         (outcome, record)
-        for outcome, record in zip(run.outcomes, run.records, strict=True)
+        for outcome, record in zip(run.outcomes, filter(has_outcome, run.records), strict=True)
         if record.kind == "generate" and getattr(sweep_point(outcome.plan), "choice", "") != "random"
     ]
     if not generated:

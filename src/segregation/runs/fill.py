@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from segregation.errors import RecordError
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Metadata, Sample
@@ -38,8 +39,14 @@ def open_run(
         resume: go on with a run that is there, instead of refusing to touch it.
 
     Raises:
-        RecordError: the folder holds a run and ``resume`` is off, or that run is another one.
+        RecordError: the folder holds a run and ``resume`` is off, or that run is another one; or the model carries a
+            plan already, which neither manifest nor resumption would know of.
     """
+    if model.carried:
+        raise RecordError(
+            f"a run starts from an untouched model, but this one carries {' + '.join(map(str, model.carried))}; "
+            "open the run with the model it was made from, and pass the plan to the filling functions"
+        )
     described = {key: value for key, value in model.description.items() if key != "self_checks"}
     chosen = {key: value for key, value in dataclasses.asdict(options).items() if key not in _NOT_RESULTS}
     manifest = {
@@ -68,11 +75,31 @@ def fill_generate(
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
+    group = (samples, plans)
+    return fill_groups(folder, model, [group], max_new_tokens=max_new_tokens, batch_size=batch_size, title=title)
+
+
+def fill_groups(
+    folder: RunFolder,
+    model: HybridModel,
+    groups: Sequence[tuple[Sequence[Sample], Sequence[Plan]]],
+    *,
+    max_new_tokens: int = 40,
+    batch_size: int | None = None,
+    title: str = "generate",
+) -> int:
+    """Generate for several groups of samples, each under plans of its own; how many records were made.
+
+    Raises:
+        RecordError: the samples are not those the folder's records were made from.
+    """
 
     def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
         return generate(model, lacking, plans, max_new_tokens=max_new_tokens, batch_size=batch_size)
 
-    return _fill(folder, missing(folder, samples, plans, "generate", {"max_new_tokens": max_new_tokens}), run, title)
+    settings = {"max_new_tokens": max_new_tokens}
+    todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "generate", settings)]
+    return _fill(folder, todo, run, title)
 
 
 def fill_loglikelihood(

@@ -28,7 +28,7 @@ def generate(
     at the model's end-of-sequence token, which is part of ``tokens``.
 
     Args:
-        model: the model; plans it already carries act as well.
+        model: the model; plans it already carries act as well, and stand in the records.
         samples: what to continue.
         plans: one plan or several. Plans that leave ``PREFILL`` alone share the prefill of each prompt, so pass a
             sweep at once.
@@ -42,7 +42,7 @@ def generate(
     if max_new_tokens < 1:
         raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
-    compile_plans(model, plans)  # refuse before anything runs
+    compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
     for plan in plans:
         check_decode_positions(plan, max_new_tokens - 1, "generating one token")
     prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
@@ -61,6 +61,19 @@ def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple
     except ModelError as error:
         raise SampleError(f"sample {sample.id!r}: {error}") from error
     return prompt
+
+
+def whole_plan(model: HybridModel, plan: Plan) -> Plan:
+    """What acted in a run: the plans that the model carries, and the plan of the run.
+
+    Raises:
+        PlanError: the model carries an intervention that is no plan, so that no record could say what it was.
+    """
+    if others := [carried for carried in model.carried if not isinstance(carried, Plan)]:
+        raise PlanError(f"records hold plans, which are data, but the model carries {others[0]!r}; trace it instead")
+    return Plan(
+        *[rule for carried in model.carried if isinstance(carried, Plan) for rule in carried.rules], *plan.rules
+    )
 
 
 def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str, object]]:
@@ -88,8 +101,8 @@ def _generate(
             yield Record.of(
                 samples[row.index // len(plans)],
                 kind="generate",
-                plan=row.plan.to_json(),
-                plan_hash=row.plan.hash,
+                plan=whole_plan(model, row.plan).to_json(),
+                plan_hash=whole_plan(model, row.plan).hash,
                 prompt_tokens=len(row.prompt),
                 tokens=tokens[row.index],
                 text=model.tokenizer.decode(list(tokens[row.index]), skip_special_tokens=True),

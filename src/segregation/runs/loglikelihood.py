@@ -11,7 +11,7 @@ from segregation.interventions.apply import check_decode_positions, compile_plan
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs.generate import described, encode_checked
+from segregation.runs.generate import described, encode_checked, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
 from segregation.runs.record import Record
 
@@ -34,7 +34,7 @@ def loglikelihood(
     rows share are read once and the continuation fed token by token, which gives the same numbers (<= 2e-5).
 
     Args:
-        model: the model; plans it already carries act as well.
+        model: the model; plans it already carries act as well, and stand in the records.
         samples: what to score.
         plans: one plan or several, scored together.
         batch_size: rows (a continuation under a plan) run together.
@@ -44,7 +44,7 @@ def loglikelihood(
         SampleError: a prompt that does not fit with its continuation, or a continuation without tokens.
     """
     samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
-    compile_plans(model, plans)  # refuse before anything runs
+    compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
     rows: list[Row] = []
     continuations: list[tuple[int, ...]] = []
     tasks: list[tuple[Sample, Plan, list[Row]]] = []
@@ -89,8 +89,8 @@ def _records(
         yield Record.of(
             sample,
             kind="loglikelihood",
-            plan=plan.to_json(),
-            plan_hash=plan.hash,
+            plan=whole_plan(model, plan).to_json(),
+            plan_hash=whole_plan(model, plan).hash,
             prompt_tokens=len(row.prompt),
             loglikelihoods=tuple(score for score, _ in outcomes),
             token_counts=tuple(count for _, count in outcomes),

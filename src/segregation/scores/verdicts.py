@@ -8,7 +8,7 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, Plan
 from segregation.scores.claims import Claim, Verdict
 from segregation.scores.outcomes import Outcome, Sweep, sweep_point
-from segregation.scores.statistics import Interval, bootstrap_mean, bootstrap_retention, wilson
+from segregation.scores.statistics import Interval, bootstrap_mean, bootstrap_retention, mcnemar, wilson
 
 BASE_NEEDED = 0.95
 """Share of right answers that the untouched model must reach before a claim about it is decided."""
@@ -108,13 +108,15 @@ def sparsity(outcomes: Sequence[Outcome]) -> Claim | None:
         note += ", by its rate alone"
     if k not in _sweep(outcomes, "random"):
         verdict, note = "undecided", f"its control, {k} random heads, was not run"
+    note = f"{note}; {_test(kept[k], base)}"
     return _claim("sparsity", kept[k], retained, verdict, note)
 
 
 def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
     """At the k of ``sparsity``, k random heads per layer do not keep 95% of base retrieval.
 
-    The unit is the draw: ``n`` counts draws, and the interval is that of their mean.
+    The unit is the draw: ``n`` counts draws. Each runs on samples of its own, so the spread of their mean holds that of
+    the samples too; where the draws agree, Wilson's interval over all their samples is the wider and is taken.
     """
     kept, drawn = _sweep_by_entropy(outcomes), _sweep(outcomes, "random")
     if not kept or not drawn:
@@ -128,7 +130,10 @@ def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
     draws: dict[Plan, list[Outcome]] = defaultdict(list)
     for outcome in drawn[k]:
         draws[outcome.plan].append(outcome)
-    mean = bootstrap_mean([_retention(draw, base).value for draw in draws.values()])
+    scale = fmean(outcome.correct for outcome in base)
+    mean = bootstrap_mean([fmean(outcome.correct for outcome in draw) / scale for draw in draws.values()])
+    pooled = _rate(drawn[k])
+    mean = Interval(mean.value, min(mean.low, pooled.low / scale), max(mean.high, pooled.high / scale), mean.n)
     note = f"mean retention of {len(draws)} draws of {k} of {max(kept)} heads"
     return _claim("random-heads", drawn[k], mean, _below(mean, KEPT), note)
 
@@ -150,7 +155,7 @@ def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
         return _claim("benchmarks", ablated, None, "undecided", f"facts with {k} heads were not run")
     with_k, with_none = _retention(sparse, base, CHANCE), _retention(ablated, base, CHANCE)
     worse, rows = min((with_none, ablated), (with_k, sparse), key=lambda pair: pair[0].value)
-    note = f"the worse of {with_k.value:.0%} with k = {k} and {with_none.value:.0%} with none"
+    note = f"the worse of {with_k.value:.0%} with k = {k} and {with_none.value:.0%} with none; {_test(rows, base)}"
     return _claim("benchmarks", rows, worse, _at_least(worse, KNOWLEDGE_KEPT), note)
 
 
@@ -220,6 +225,14 @@ def _retention(rows: Sequence[Outcome], base: Sequence[Outcome], chance: float =
     paired, rate, scale = bootstrap_retention(accuracy, at_base, chance=chance), _rate(shared), fmean(at_base) - chance
     low, high = min(paired.low, (rate.low - chance) / scale), max(paired.high, (rate.high - chance) / scale)
     return Interval(paired.value, low, high, len(shared))
+
+
+def _test(rows: Sequence[Outcome], base: Sequence[Outcome]) -> str:
+    """McNemar's exact test against the base on the same samples, in words."""
+    correct = {outcome.sample_id: outcome.correct for outcome in base}
+    shared = [outcome for outcome in rows if outcome.sample_id in correct]
+    test = mcnemar([correct[o.sample_id] for o in shared], [o.correct for o in shared])
+    return f"McNemar against base: p = {test.p_value:.2g} ({test.only_first} lost, {test.only_second} won)"
 
 
 def _rate(outcomes: Sequence[Outcome]) -> Interval:
