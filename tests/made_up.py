@@ -58,6 +58,14 @@ def recorded(samples: Sequence[Sample], plans: Sequence[Plan], right: Right, *, 
     return records
 
 
+def lone_target(sample: Sample, plan: Plan | None = None) -> Record:
+    """A record of the target's log-probability, with no choices beside it."""
+    plan = plan or Plan()
+    outcome: dict[str, object] = {"kind": "loglikelihood", "loglikelihoods": (-9.0,), "token_counts": (12,)}
+    named = {"plan": plan.to_json(), "plan_hash": plan.hash}
+    return Record.of(sample, prompt_tokens=9, model={"name": "models/made-up"}, **named, **outcome)
+
+
 def ablation_plans() -> list[Plan]:
     return [Plan(), *(Plan(AblateHeads("all", during=during)) for during in PHASES)]
 

@@ -56,7 +56,8 @@ def test_niah_runs_base_and_plan_and_reports(folder: Path, tmp_path: Path, capsy
     assert [record.plan_hash for record in records] == [Plan().hash, plan.hash] * 4
     assert (tmp_path / "one" / "report.html").is_file()
     assert {"needle", "base", "top"} <= set(capsys.readouterr().out.split())
-    assert read_manifest(tmp_path / "one")["options"]["keep_top_heads"] == 2
+    options = read_manifest(tmp_path / "one")["options"]
+    assert options["plan"] == json.loads(plan.to_json()) and options["grid"]["lengths"] == [150, 200]
 
 
 def test_niah_reads_a_plan_from_a_file_and_resumes(
@@ -71,6 +72,11 @@ def test_niah_reads_a_plan_from_a_file_and_resumes(
     assert command(*args) == 2
     assert "resume" in capsys.readouterr().err
     assert command(*args, "--resume") == 0
+    assert (tmp_path / "two" / "records.jsonl").read_text() == before
+    (tmp_path / "plan.json").write_text(Plan(KeepTopHeads(2, during=Phase.DECODE)).to_json())
+    capsys.readouterr()
+    assert command(*args, "--resume") == 2
+    assert "options" in capsys.readouterr().err
     assert (tmp_path / "two" / "records.jsonl").read_text() == before
 
 
@@ -91,6 +97,10 @@ def test_report_needs_only_records(tmp_path: Path, capsys: pytest.CaptureFixture
         (["niah", "MODEL", "--ablate-heads", "--during", "SOMETIMES"], ["SOMETIMES", "PREFILL"]),
         (["niah", "MODEL", "--plan", "absent.json"], ["absent.json", "cannot be read"]),
         (["niah", "MODEL", "--plan", "absent.json", "--ablate-heads"], ["not from both"]),
+        (["niah", "MODEL", "--during", "DECODE"], ["--during", "DECODE", "--keep-top-heads", "leave"]),
+        (["niah", "MODEL", "--score", "l2"], ["--score", "l2", "--keep-top-heads", "leave"]),
+        (["niah", "MODEL", "--ablate-heads", "--score", "entropy"], ["--score", "entropy", "--keep-top-heads"]),
+        (["niah", "MODEL", "--plan", "absent.json", "--during", "ALL"], ["--during", "a plan of a file"]),
         (["niah", "MODEL", "--ablate-heads", "--lengths", "20"], ["needle", "20"]),
         (["niah", "MODEL", "--ablate-heads", "--haystack", "the-moon"], ["the-moon", "folder:PATH"]),
         (["niah", "MODEL", "--ablate-heads", "--run", "../up"], ["../up"]),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from segregation.errors import PlanError, SegregationError
@@ -67,7 +68,7 @@ class Check:
         if self.json:
             print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
         else:
-            table = Table(title=f"Checks of {self.model}", title_justify="left")
+            table = Table(title=f"Checks of {escape(self.model)}", title_justify="left")
             for column in ("check", "passed", "measured", "tolerance", "if it fails"):
                 table.add_column(column)
             for check in checks:
@@ -84,11 +85,12 @@ class Niah:
 
     Attributes:
         model: bundled name, folder or hub id.
-        plan: a JSON file with a plan (what ``Plan.to_json`` writes); takes the place of the flags below.
+        plan: a JSON file with a plan (what ``Plan.to_json`` writes); takes the place of the four flags below.
         ablate_heads: ablate every attention head.
         keep_top_heads: keep this many heads of each attention layer.
-        score: how heads are ranked for keep-top-heads.
-        during: the phases the flags act in: PREFILL, LAST, DECODE, GENERATION, ALL, or several joined by "|".
+        score: how heads are ranked for keep-top-heads; "entropy" if left out.
+        during: the phases the flags act in: PREFILL, LAST, DECODE, GENERATION, ALL, or several joined by "|"; ALL if
+            left out.
         grid: the samples.
         max_new_tokens: new tokens per sample.
         batch_size: rows decoded together.
@@ -102,10 +104,10 @@ class Niah:
     plan: Path | None = None
     ablate_heads: bool = False
     keep_top_heads: int | None = None
-    score: HeadScore = "entropy"
-    during: str = "ALL"
+    score: HeadScore | None = None
+    during: str | None = None
     grid: Annotated[Grid, tyro.conf.arg(name="")] = field(default_factory=Grid)
-    max_new_tokens: int = 56
+    max_new_tokens: int = 40
     batch_size: int | None = None
     device: str = "cpu"
     runs: Path = Path("runs")
@@ -122,7 +124,8 @@ class Niah:
 
         model = load_model(self.model, device_map=self.device)
         assert model.tokenizer is not None
-        folder = open_run(self.runs, self.run, model, self, resume=self.resume)
+        chosen = _Chosen(json.loads(plan.to_json()), self.grid, self.max_new_tokens)
+        folder = open_run(self.runs, self.run, model, chosen, resume=self.resume)
         fill_generate(
             folder,
             model,
@@ -135,25 +138,45 @@ class Niah:
         console = Console()
         for run in write_report(folder.path):
             console.print(rates_table(run.outcomes))
-        console.print(f"Written: {folder.path / 'report.html'}", soft_wrap=True)
+        console.print(f"Written: {folder.path / 'report.html'}", soft_wrap=True, markup=False)
         return 0
 
     def _plan(self) -> Plan:
+        during = Phase.ALL if self.during is None else Phase.parse(self.during)
         flags = []
         if self.ablate_heads:
-            flags.append(AblateHeads("all", during=Phase.parse(self.during)))
+            flags.append(AblateHeads("all", during=during))
         if self.keep_top_heads is not None:
-            flags.append(KeepTopHeads(self.keep_top_heads, self.score, during=Phase.parse(self.during)))
+            flags.append(KeepTopHeads(self.keep_top_heads, self.score or "entropy", during=during))
+        if flags and self.plan is not None:
+            raise PlanError("a plan comes from --plan or from flags, not from both; leave one of them out")
+        if self.during is not None and not flags:
+            raise PlanError(
+                f"--during says when --ablate-heads or --keep-top-heads acts; got --during {self.during!r} and neither "
+                "of them. Add one or leave --during out (a plan of a file names its own phases)"
+            )
+        if self.score is not None and self.keep_top_heads is None:
+            raise PlanError(
+                f"--score says which heads --keep-top-heads keeps; got --score {self.score!r} without it. "
+                "Add --keep-top-heads K or leave --score out (a plan of a file names its own score)"
+            )
         if self.plan is None:
             return Plan(*flags)
-        if flags:
-            raise PlanError("a plan comes from --plan or from flags, not from both; leave one of them out")
         try:
             return Plan.from_json(self.plan.read_text(encoding="utf-8"))
         except OSError as error:
             raise PlanError(
                 f"the plan {str(self.plan)!r} cannot be read ({error.strerror}); name a JSON file"
             ) from error
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """What the manifest of a ``niah`` run holds: the plan itself, however it was given, and the samples."""
+
+    plan: dict[str, Any]
+    grid: Grid
+    max_new_tokens: int
 
 
 @dataclass(frozen=True)
@@ -175,9 +198,9 @@ class Report:
         if claims := [claim for run in runs for claim in run.claims]:
             console.print(claims_table(claims))
         for run in runs:
-            console.print(run.name, style="bold")
+            console.print(run.name, style="bold", markup=False)
             console.print(rates_table(run.outcomes))
-        console.print(f"Written: {self.folder / 'report.html'}", soft_wrap=True)
+        console.print(f"Written: {self.folder / 'report.html'}", soft_wrap=True, markup=False)
         return 0
 
 

@@ -157,6 +157,23 @@ def test_what_decoding_refuses(model: HybridModel):
         model.generate(TEXT, prefill_chunk_size=4, max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([0, 5], r"row 0 must be 1 to its 4 tokens .*got 0; count"),
+        ([2, 28], r"row 1 must be 1 to its 27 tokens .*got 28; count"),
+        (torch.tensor([5, 27]), r"row 0 must be 1 to its 4 tokens \(padding not counted\), got 5"),
+        ([3], r"each of the 2 rows, got \[3\]; give a list"),
+        ([3, 3, 3], r"each of the 2 rows, got \[3, 3, 3\]"),
+    ],
+)
+def test_prompt_lengths_that_are_no_part_of_their_rows(model: HybridModel, lengths, message: str):
+    with pytest.raises(ModelError, match=message), torch.no_grad():
+        model.trace(["abc", TEXT], prompt_lengths=lengths, trace=False)
+    with torch.no_grad():
+        model.trace(["abc", TEXT], prompt_lengths=[4, 1], trace=False)
+
+
 def test_layers_that_are_not_there(model: HybridModel):
     with pytest.raises(ModelError, match=r"one of the attention layers .*got 0, which is recurrent"):
         model.attention(0)

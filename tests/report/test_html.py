@@ -9,7 +9,7 @@ from segregation.errors import RecordError
 from segregation.report.html import EXAMPLES, examples, write_report
 from segregation.report.run import read_run
 from segregation.scores.claims import read_claims
-from tests.made_up import ablation_records, needles, recorded, sweep_plans, write_run
+from tests.made_up import ablation_records, lone_target, needles, recorded, sweep_plans, write_run
 
 
 def not_attention(plan, sample) -> bool:
@@ -57,6 +57,16 @@ def test_examples_are_one_sample_under_each_plan_without_the_draws(tmp_path: Pat
     assert len(shown) == EXAMPLES and len({example.where for example in shown}) == 1
     assert shown[0].plan == "base" and shown[0].text == shown[0].target
     assert not any("named" in example.plan for example in shown)
+
+
+def test_log_probabilities_of_needles_are_counted_but_not_scored(tmp_path: Path) -> None:
+    grid = needles()
+    lone = [lone_target(sample) for sample in grid]
+    (run,) = write_report(write_run(tmp_path / "mixed", [*lone, *recorded(grid, sweep_plans(4, 2), not_attention)]))
+    assert len(run.records) - len(run.outcomes) == len(lone)
+    assert examples(run)[0].text == examples(run)[0].target
+    (alone,) = write_report(write_run(tmp_path / "alone", lone))
+    assert not alone.outcomes and not alone.claims and not examples(alone)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

@@ -38,3 +38,13 @@ def test_rates_join_random_draws_and_keep_tasks_apart() -> None:
     assert [row.n for row in rows if row.plan == "2 random heads per layer in the new tokens"] == [6]
     assert [(row.task, row.n, row.correct) for row in rows if row.plan == "base"] == [("needle", 2, 1), ("facts", 3, 1)]
     assert "top 1 heads by l2 in the new tokens" in text(rates_table(outcomes(records)), width=120)
+
+
+def test_names_with_square_brackets_are_shown_as_they_are() -> None:
+    claims = decide(outcomes(sweep_records(lambda plan, sample: True)))
+    assert "my[red]model" in text(claims_table([dataclasses.replace(claims[0], model="my[red]model")]), width=120)
+    (sample,) = needles(lengths=[128], depths=[0])
+    odd = dataclasses.replace(sample, metadata={**sample.metadata, "task": "[/bold]odd"})
+    assert "[/bold]odd" in text(
+        rates_table(outcomes(recorded([odd], sweep_plans(4, 1)[:1], lambda plan, sample: True)))
+    )

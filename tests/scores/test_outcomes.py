@@ -1,7 +1,7 @@
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, KeepHeads, KeepTopHeads, Plan
 from segregation.scores.outcomes import Sweep, outcomes, sweep_point
-from tests.made_up import facts, needles, recorded
+from tests.made_up import facts, lone_target, needles, recorded
 
 
 def test_an_outcome_says_what_was_asked_and_whether_it_came() -> None:
@@ -20,6 +20,12 @@ def test_part_of_a_needle_has_a_value_but_is_not_correct() -> None:
 def test_a_choice_is_correct_or_not() -> None:
     records = recorded(facts(2), [Plan()], lambda plan, sample: sample.id == "facts/0")
     assert [(o.task, o.correct, o.value) for o in outcomes(records)] == [("facts", True, 1.0), ("facts", False, 0.0)]
+
+
+def test_the_log_probability_of_a_needle_is_no_outcome() -> None:
+    asked = needles(lengths=[128], depths=[0])
+    scored = [lone_target(sample) for sample in asked]
+    assert [o.task for o in outcomes([*scored, *recorded(facts(1), [Plan()], lambda plan, sample: True)])] == ["facts"]
 
 
 def test_only_plans_that_keep_k_heads_in_every_layer_are_points_of_a_sweep() -> None:

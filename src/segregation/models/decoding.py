@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from segregation.errors import ModelError
 from segregation.models.family import Family
 
@@ -40,4 +42,22 @@ def check_length(name: str, max_positions: int | None, prompt_tokens: int, new_t
             f"a prompt of {prompt_tokens} tokens and {new_tokens} new ones need {prompt_tokens + new_tokens} "
             f"positions, but {name} takes {max_positions}; shorten the prompt to "
             f"{max(max_positions - new_tokens, 0)} tokens, or ask for fewer new ones"
+        )
+
+
+def check_prompt_lengths(lengths: Tensor, tokens: Tensor) -> None:
+    """Refuse prompt lengths that are not one for each row, each a part of its row's ``tokens`` (padding not counted).
+
+    Raises:
+        ModelError: another number of lengths, or a length outside 1..tokens, with its row.
+    """
+    if lengths.shape != tokens.shape:
+        raise ModelError(
+            f"prompt_lengths needs one length for each of the {len(tokens)} rows, got {lengths.tolist()}; "
+            "give a list with the prompt's tokens in each row"
+        )
+    for row in ((lengths < 1) | (lengths > tokens)).nonzero().flatten().tolist():
+        raise ModelError(
+            f"prompt_lengths of row {row} must be 1 to its {int(tokens[row])} tokens (padding not counted), got "
+            f"{lengths[row].item()}; count the prompt's tokens without padding, special tokens included"
         )

@@ -21,7 +21,7 @@ class Run:
         name: the name of its folder.
         manifest: what was run.
         records: what came out, in the order it was written.
-        outcomes: the records, scored; one each, in the same order.
+        outcomes: the records, scored, in the same order; one for each record that ``has_outcome``.
         claims: what they say about the paper's claims.
     """
 

@@ -7,6 +7,7 @@ from statistics import fmean
 
 from rich import box
 from rich.console import Group
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -39,7 +40,7 @@ def claims_table(claims: Sequence[Claim]) -> Group:
     table.add_column("verdict", no_wrap=True)
     for claim in claims:
         verdict = Text(claim.verdict, style=_STYLES[claim.verdict])
-        table.add_row(claim.id, claim.model, measured(claim), str(claim.n), verdict)
+        table.add_row(claim.id, escape(claim.model), measured(claim), str(claim.n), verdict)
     legend: list[Text] = []
     for id in dict.fromkeys(claim.id for claim in claims):
         same = [claim for claim in claims if claim.id == id]
@@ -122,7 +123,8 @@ def rates_table(outcomes: Sequence[Outcome]) -> Table:
         table.add_column(name, justify="left" if name in ("task", "plan") else "right")
     for row in rates(outcomes):
         interval = f"[{100 * row.low:.1f}, {100 * row.high:.1f}]"
-        cells = (row.task, f"{row.readings}x", row.plan, str(row.n), f"{row.correct:.1%}", interval, f"{row.value:.2f}")
+        names = escape(row.task), f"{row.readings}x", escape(row.plan)
+        cells = (*names, str(row.n), f"{row.correct:.1%}", interval, f"{row.value:.2f}")
         table.add_row(*cells)
     return table
 

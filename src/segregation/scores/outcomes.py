@@ -66,8 +66,19 @@ class Sweep:
 
 
 def outcomes(records: Iterable[Record]) -> list[Outcome]:
-    """Score every record; needs no model."""
-    return [_outcome(record) for record in records]
+    """Score every record that has an outcome, in order; needs no model."""
+    return [_outcome(record) for record in records if has_outcome(record)]
+
+
+def has_outcome(record: Record) -> bool:
+    """Whether a record is right or wrong; the log-likelihood of a lone target, with no choices beside it, is neither.
+
+    >>> record = Record(kind="loglikelihood", sample_id="a", prompt_sha256="", target=" yes", plan="", plan_hash="",
+    ...                 prompt_tokens=3, loglikelihoods=(-2.0,), token_counts=(1,))
+    >>> has_outcome(record)
+    False
+    """
+    return record.kind == "generate" or bool(record.choices)
 
 
 @functools.cache
