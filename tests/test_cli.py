@@ -116,6 +116,12 @@ def test_bad_input_is_one_line_with_rule_value_and_remedy(
     assert all(word in message for word in words), message
 
 
+def test_a_plan_that_the_model_refuses_leaves_no_run_folder(folder: Path, tmp_path: Path) -> None:
+    flags = ["--keep-top-heads", "9", "--runs", str(tmp_path / "runs"), "--run", "never"]
+    assert command("niah", folder, *flags) == 2
+    assert not (tmp_path / "runs").exists()
+
+
 def test_importing_loads_nothing_heavy_before_it_is_used() -> None:
     code = (
         "import sys, segregation\n"

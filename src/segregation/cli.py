@@ -124,12 +124,14 @@ class Niah:
 
         model = load_model(self.model, device_map=self.device)
         assert model.tokenizer is not None
+        model.intervene(plan)  # refuses what is impossible on this model before a folder is made
+        samples = self.grid.samples(model.tokenizer)
         chosen = _Chosen(json.loads(plan.to_json()), self.grid, self.max_new_tokens)
         folder = open_run(self.runs, self.run, model, chosen, resume=self.resume)
         fill_generate(
             folder,
             model,
-            self.grid.samples(model.tokenizer),
+            samples,
             [Plan(), plan],
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
