@@ -98,11 +98,12 @@ def _generate(
             tokens = _greedy(model, prefills, batch, max_new_tokens)
         for row in batch:
             assert model.tokenizer is not None
+            acted = whole_plan(model, row.plan)
             yield Record.of(
                 samples[row.index // len(plans)],
                 kind="generate",
-                plan=whole_plan(model, row.plan).to_json(),
-                plan_hash=whole_plan(model, row.plan).hash,
+                plan=acted.to_json(),
+                plan_hash=acted.hash,
                 prompt_tokens=len(row.prompt),
                 tokens=tokens[row.index],
                 text=model.tokenizer.decode(list(tokens[row.index]), skip_special_tokens=True),

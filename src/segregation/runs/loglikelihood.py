@@ -86,11 +86,12 @@ def _records(
             continue
         sample, plan, rows = tasks[number]
         outcomes = [found.pop(row.index) for row in rows]
+        acted = whole_plan(model, plan)
         yield Record.of(
             sample,
             kind="loglikelihood",
-            plan=whole_plan(model, plan).to_json(),
-            plan_hash=whole_plan(model, plan).hash,
+            plan=acted.to_json(),
+            plan_hash=acted.hash,
             prompt_tokens=len(row.prompt),
             loglikelihoods=tuple(score for score, _ in outcomes),
             token_counts=tuple(count for _, count in outcomes),
