@@ -12,7 +12,7 @@ from pathlib import Path
 import segregation as sg
 from experiments.launch import main
 from segregation.interventions.draws import random_heads
-from segregation.interventions.rules import HeadScore
+from segregation.interventions.head_rules import HeadScore
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
 from segregation.runs.fill import fill_groups, fill_loglikelihood, open_run

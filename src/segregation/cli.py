@@ -15,8 +15,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from segregation.errors import PlanError, SegregationError
+from segregation.interventions.head_rules import HeadScore
 from segregation.interventions.phase import Phase
-from segregation.interventions.rules import AblateHeads, HeadScore, KeepTopHeads, Plan
+from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.prompts.grid import Grid
 
 BAD_INPUT = 2

@@ -79,9 +79,12 @@ def test_a_model_that_carries_a_plan_keeps_it_and_its_records_say_so(model, samp
     assert by_key(generate(carrying, samples, max_new_tokens=NEW)) == {
         (sample.id, PLANS[6].hash): naive[sample.id, PLANS[6].hash] for sample in samples
     }
-    twice = carrying.intervene(PLANS[1])
+    one_head = Plan(AblateHeads(((model.attention_layers[0], 0),)))
+    twice = carrying.intervene(one_head)
     (record,) = generate(twice, samples[:1], PLANS[2], max_new_tokens=2)
-    assert record.plan == Plan(*PLANS[6].rules, *PLANS[1].rules, *PLANS[2].rules).to_json()
+    assert record.plan == Plan(*PLANS[6].rules, *one_head.rules, *PLANS[2].rules).to_json()
+    with pytest.raises(PlanError, match="contradict each other"):
+        model.intervene(PLANS[1]).intervene(PLANS[2])
     assert model.carried == ()
     assert carrying.carried == (PLANS[6],)
 

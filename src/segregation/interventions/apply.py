@@ -1,70 +1,30 @@
 """Plans written into a trace: the one place that edits activations.
 
-A plan is compiled against a model into tables over phases and rows, and these are stored on a copy of the model by
-NNsight's ``edit()``: every later ``trace`` and ``generate`` of the copy replays them step by step, before the user's
-own block, so what a user reads is already edited and plans stack. A batch whose rows have different plans is one table
-with a row each; that is what lets one prefill be shared by many plans.
+Compiled plans are stored on a copy of the model by NNsight's ``edit()``: every later ``trace`` and ``generate`` of the
+copy replays them step by step, before the user's own block, so what a user reads is already edited and plans stack.
+A batch whose rows have different plans is one table with a row each, which lets one prefill be shared by many plans.
 """
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, cast
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Int
 from nnsight.intervention.interleaver import OutOfOrderError
 from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 
 from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
-from segregation.interventions.phase import PHASES, Phase, phase_numbers
-from segregation.interventions.rules import AblateHeads, AblateMixer, Head, KeepHeads, KeepTopHeads, Plan, Rule
+from segregation.interventions.phase import PHASES, phase_numbers
+from segregation.interventions.rules import Plan
+from segregation.interventions.tables import Compiled, LayerTable, compile_plans
+from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
-from segregation.models.positions import forward_arguments, token_positions
+from segregation.models.positions import PatternEdit, Run, forward_arguments, token_positions
 from segregation.shapes import HeadScores, Positions, PromptLengths
-
-
-@dataclass(frozen=True)
-class LayerTable:
-    """What one attention layer does in each phase (padding being the fourth, always untouched) of each row.
-
-    Attributes:
-        heads: which heads may stay.
-        mixer: whether the attention module's output stays.
-        top: per score, how many of the best heads stay; ``n_heads`` where no rule limits them.
-    """
-
-    heads: Bool[Tensor, "phase row head"]
-    mixer: Bool[Tensor, "phase row"]
-    top: Mapping[str, Int[Tensor, "phase row"]]
-
-    @cached_property
-    def named(self) -> tuple[bool, ...]:
-        """In which phases a rule names heads to be ablated in some row."""
-        return tuple((~self.heads.all(-1).all(-1)).tolist())
-
-    @cached_property
-    def limited(self) -> Mapping[str, tuple[bool, ...]]:
-        """Per score, in which phases it decides about a head of some row."""
-        return {score: tuple((k < self.heads.shape[-1]).any(-1).tolist()) for score, k in self.top.items()}
-
-    @cached_property
-    def bypassed(self) -> tuple[bool, ...]:
-        """In which phases the mixer of some row is ablated."""
-        return tuple((~self.mixer.all(-1)).tolist())
-
-    @cached_property
-    def edited(self) -> tuple[bool, ...]:
-        """In which phases z of some row may be edited."""
-        return tuple(any(phase) for phase in zip(self.named, *self.limited.values(), strict=True))
-
-
-Tables = Mapping[int, LayerTable]
-"""The table of every attention layer that something happens to."""
 
 
 def enter(model: HybridModel, *plans: Plan) -> HybridModel:
@@ -73,120 +33,44 @@ def enter(model: HybridModel, *plans: Plan) -> HybridModel:
     Raises:
         PlanError: a rule that is impossible on this model.
     """
-    tables = compile_plans(model, plans)
-    if not tables:
+    compiled = compile_plans(model, plans)
+    if not compiled.layers:
         return cast(HybridModel, model._shallow_copy())
     editing: Any = model.edit()
     with editing as (tracer, edited):
-        _follow(tracer, edited, tables)
+        _follow(tracer, edited, compiled)
     return edited
 
 
-def compile_plans(model: HybridModel, plans: Sequence[Plan]) -> Tables:
-    """The tables of plans, one row each.
-
-    Raises:
-        PlanError: a rule that is impossible on this model.
-    """
-    phases, rows, heads, device = PHASES + 1, len(plans), model.n_heads, model.device
-    scores = sorted({rule.score for plan in plans for rule in plan.rules if isinstance(rule, KeepTopHeads)})
-    tables = {
-        layer: LayerTable(
-            torch.ones(phases, rows, heads, dtype=torch.bool, device=device),
-            torch.ones(phases, rows, dtype=torch.bool, device=device),
-            {score: torch.full((phases, rows), heads, device=device) for score in scores},
-        )
-        for layer in model.attention_layers
-    }
-    for row, plan in enumerate(plans):
-        for rule in plan.rules:
-            check_rule(model, rule)
-            during = list(rule.during.numbers)
-            for layer, table in tables.items():
-                _write(table, layer, rule, during, row)
-    return {layer: table for layer, table in tables.items() if any(table.edited) or any(table.bypassed)}
-
-
-def check_rule(model: HybridModel, rule: Rule) -> None:
-    """Refuse a rule that this model cannot follow.
-
-    Raises:
-        PlanError: the rule, the value, the model's own numbers and the remedy.
-    """
-    name = model.description.get("name", model.family.name)
-    if isinstance(rule, KeepTopHeads):
-        if rule.k > model.n_heads:
-            raise PlanError(
-                f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
-            )
-    elif isinstance(rule, AblateMixer):
-        for layer in () if rule.layers == "all" else rule.layers:
-            _check_layer(model, name, type(rule).__name__, layer)
-    elif rule.heads != "all":
-        for layer, head in rule.heads:
-            _check_layer(model, name, type(rule).__name__, layer)
-            if head >= model.n_heads:
-                raise PlanError(
-                    f"{type(rule).__name__}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
-                    f"{model.n_heads}), got head {head} of layer {layer}"
-                )
-
-
-def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None:
-    """Refuse a rule limited to ``DECODE`` where nothing is decoded, since it would silently do nothing.
-
-    Raises:
-        PlanError: naming the rule and the remedy.
-    """
-    for rule in plan.rules:
-        if decode_positions == 0 and rule.during == Phase.DECODE:
-            raise PlanError(
-                f"{rule} acts on DECODE positions only, and {what} has none (its answer is read off position LAST); "
-                "use during=Phase.GENERATION, which is LAST|DECODE"
-            )
-
-
-def _check_layer(model: HybridModel, name: str, rule: str, layer: int) -> None:
-    if layer not in model.attention_layers:
-        what = "a recurrent layer" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
-        raise PlanError(
-            f"{rule}: layer must be an attention layer of {name}, one of {list(model.attention_layers)}; "
-            f"got {layer}, which is {what}"
-        )
-
-
-def _write(table: LayerTable, layer: int, rule: Rule, during: list[int], row: int) -> None:
-    heads = table.heads.shape[-1]
-    match rule:
-        case KeepTopHeads(k=0):
-            table.heads[during, row] = False
-        case KeepTopHeads(k=k, score=score):
-            table.top[score][during, row] = table.top[score][during, row].clamp(max=k)
-        case AblateHeads(heads="all"):
-            table.heads[during, row] = False
-        case AblateHeads() | KeepHeads():
-            named = torch.zeros(heads, dtype=torch.bool, device=table.heads.device)
-            named[[head for at, head in cast(tuple[Head, ...], rule.heads) if at == layer]] = True
-            table.heads[during, row] &= named if isinstance(rule, KeepHeads) else ~named
-        case AblateMixer(layers=layers):
-            if layers == "all" or layer in layers:
-                table.mixer[during, row] = False
-
-
-def _follow(tracer: InterleavingTracer, model: HybridModel, tables: Tables) -> None:
+def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) -> None:
     """Edit every forward of the run, anchored on the model's own input; returns when the run is over."""
     forward: Any = model
+    lookups: list[Tensor] | None = None
+    block = object()
     for _ in tracer.iter[:]:
         try:
             args, kwargs = forward.inputs
         except OutOfOrderError:
             return  # the run made no further step
         positions = token_positions(forward_arguments(model.hf_model, args, kwargs))
-        phases = phase_numbers(positions, _prompt_lengths(model.run.prompt_lengths, positions))
+        lengths = _prompt_lengths(model.run.prompt_lengths, positions)
+        phases = phase_numbers(positions, lengths)
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
-        rows = _rows(tables, phases, model.run.rows)
-        for layer, table in tables.items():
-            _edit_layer(model, layer, table, phases, present, rows)
+        first = _first_rows(model.run, len(phases))
+        plan_of = _plan_of(compiled.plans, first, len(phases) if model.run.rows is None else None)
+        edits: Mapping[int, TokenEdit] = {}
+        if compiled.tokens:
+            if lookups is None:
+                spans = model.run.spans or [None] * len(phases)
+                own = [spans[row] for row in _first_of(first, len(spans)).tolist()]
+                lookups = [lookup(group, plan_of, own, lengths) for group in compiled.tokens]
+            edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
+            model.run.edits[block] = edits
+        for layer in compiled.layers:
+            if layer in edits:
+                _edit_tokens(model, layer, edits[layer])
+            if layer in compiled.heads:
+                _edit_layer(model, layer, compiled.heads[layer], phases, present, plan_of[:, None])
 
 
 def _prompt_lengths(lengths: Int[Tensor, " prompt"] | None, positions: Positions) -> PromptLengths:
@@ -196,14 +80,49 @@ def _prompt_lengths(lengths: Int[Tensor, " prompt"] | None, positions: Positions
     return lengths.repeat_interleave(max(1, len(positions) // len(lengths)))
 
 
-def _rows(tables: Tables, phases: Int[Tensor, "batch pos"], rows: Tensor | None) -> Int[Tensor, "batch 1"]:
-    batch, planned = phases.shape[0], next(iter(tables.values())).mixer.shape[1]
-    if planned == 1:
-        return torch.zeros(batch, 1, dtype=torch.long, device=phases.device)
-    index = torch.arange(planned, device=phases.device) if rows is None else rows
-    if len(index) != batch:
-        raise PlanError(f"there are plans for {len(index)} rows, but the batch has {batch}; give one plan per row")
-    return index[:, None]
+def _first_rows(run: Run, batch: int) -> Int[Tensor, " batch"]:
+    """Which row of those that the run began with each row of the batch is."""
+    device = None if run.prompt_lengths is None else run.prompt_lengths.device
+    return torch.arange(batch, device=device) if run.rows is None else run.rows
+
+
+def _first_of(rows: Int[Tensor, " batch"], spans: int) -> Int[Tensor, " batch"]:
+    """Whose spans each row has: several continuations of one prompt lie side by side."""
+    return rows // max(1, len(rows) // spans)
+
+
+def _plan_of(plans: int, first: Int[Tensor, " batch"], batch: int | None) -> Int[Tensor, " batch"]:
+    """The plan of each row; ``batch`` is the number of rows where all of them are still running."""
+    if plans == 1:
+        return torch.zeros_like(first)
+    if batch is not None and batch != plans:
+        raise PlanError(f"there are plans for {plans} rows, but the batch has {batch}; give one plan per row")
+    return first
+
+
+def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit) -> None:
+    """Recompute what attention returns in the rows whose pattern the edit changes; all others stay bit for bit."""
+    call = model.attention_call(layer)
+    edits = model.run.edits_of(layer)
+    before = edits[: edits.index(edit)]
+    edit.prepare(call, before)
+    columns = edit.columns
+    output, weights = model.attention_output(layer)
+    output, weights = output.clone(), None if weights is None else weights.clone()
+    for start in range(columns.start, columns.stop, QUERY_CHUNK):
+        stop = min(start + QUERY_CHUNK, columns.stop)
+        logs, visible = call.log_band(start, stop)
+        first_key = call.first_key(start)
+        for earlier in before:
+            logs = earlier(logs, visible, start, first_key)
+        logs, changed = edit.edit(logs, visible, start, first_key)
+        pattern = logs.exp()
+        mixed = call.mix(pattern, start).to(output)
+        output[:, start:stop] = torch.where(changed.transpose(1, 2)[..., None], mixed, output[:, start:stop])
+        if weights is not None:
+            kept = weights[:, :, start:stop, first_key:]
+            weights[:, :, start:stop, first_key:] = torch.where(changed[..., None], pattern.to(kept), kept)
+    model.set_attention_output(layer, output, weights)
 
 
 def _edit_layer(
@@ -225,8 +144,9 @@ def _edit_layer(
         keep = [table.heads[part, rows]] if here(table.named) else []
         if scores := [score for score, acts in table.limited.items() if here(acts)]:
             call = model.attention_call(layer)
+            edits = model.run.edits_of(layer)
             for score in scores:
-                best = keep_top(head_scores(call, score, at.start, at.stop), table.top[score][part, rows])
+                best = keep_top(head_scores(call, score, at.start, at.stop, edits), table.top[score][part, rows])
                 keep.append(best.transpose(1, 2))
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs
@@ -240,14 +160,17 @@ def _edit_layer(
         attention.output = (output.masked_fill(~stays[..., None], 0), *weights)
 
 
-def head_scores(call: AttentionCall, score: str, start: int, stop: int) -> HeadScores:
+def head_scores(
+    call: AttentionCall, score: str, start: int, stop: int, edits: Sequence[PatternEdit] = ()
+) -> HeadScores:
     """The scores of the queries ``start..stop``, a chunk of queries at a time, so that no full pattern is held.
 
-    Computed in fp32, but ``paper_entropy`` from a pattern rounded to the model's dtype, as its source does.
+    Computed in fp32 from the pattern as rules about tokens left it, but ``paper_entropy`` from a pattern rounded to the
+    model's dtype, as its source does.
     """
     chunks = []
     for first in range(start, stop, QUERY_CHUNK):
-        pattern = call.band(first, min(first + QUERY_CHUNK, stop))
+        pattern = call.edited_band(edits, first, min(first + QUERY_CHUNK, stop))
         if score == "paper_entropy":
             pattern = pattern.to(call.query.dtype)
         chunks.append(SCORES[score](pattern).float())

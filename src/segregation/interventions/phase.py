@@ -67,10 +67,6 @@ class Phase(enum.Flag):
         return phase
 
 
-GENERATION_OF: dict[str, Phase] = {"recurrentgemma": Phase.GENERATION, "jamba": Phase.DECODE}
-"""What the code of arXiv 2510.19861 counts as generation, per model: it differs in ``LAST``."""
-
-
 def phase_mask(during: Phase, positions: Positions, prompt_lengths: PromptLengths) -> PositionMask:
     """Which positions belong to the phases ``during``; padding has a negative position and belongs to none.
 

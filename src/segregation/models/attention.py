@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from segregation.shapes import Pattern, Z
+from segregation.models.positions import PatternEdit
+from segregation.shapes import LogPattern, Pattern, Visible, Z
 
 QUERY_CHUNK = 64
 """Query positions whose pattern is held at once when only a score of it is wanted."""
@@ -40,29 +41,59 @@ class AttentionCall:
         _, query, key, value, mask = args
         return cls(query, key, value, mask, kwargs["scaling"], kwargs.get("sliding_window"))
 
-    def pattern(self) -> Pattern:
-        """Attention probabilities ``softmax(scaling q k + mask)``, in fp32; a row that sees no key is zero."""
-        band = self.band(0, self.query.shape[2])
+    def pattern(self, edits: Sequence[PatternEdit] = ()) -> Pattern:
+        """Attention probabilities ``softmax(scaling q k + mask)`` after edits, in fp32; a row without keys is zero."""
+        band = self.edited_band(edits, 0, self.query.shape[2])
         return torch.nn.functional.pad(band, (self.key.shape[2] - band.shape[-1], 0))
 
     def band(self, start: int, stop: int) -> Pattern:
         """The pattern of the queries ``start..stop``, cut at the left to the keys their window can reach."""
-        first = 0
-        if self.window is not None:
-            first = max(0, self.key.shape[2] - self.query.shape[2] + start - self.window + 1)
-        key = self.key[:, :, first:].float()
-        query = self.query[:, :, start:stop].float().unflatten(1, (key.shape[1], -1))  # batch kv group dest d_head
-        scores = (query.flatten(2, 3) @ key.mT).unflatten(2, query.shape[2:4]).flatten(1, 2) * self.scaling
+        scores = self._scores(start, stop)
         if self.mask is None and self.query.shape[2] == 1:  # the newest token sees every key that is left
             return scores.softmax(-1)
-        visible = self._visible(start, stop, first)
-        if visible.dtype == torch.bool:
-            scores = scores.masked_fill(~visible, -torch.inf)
-            seen = visible.any(-1, keepdim=True)
-        else:
-            scores = scores + visible.float()
-            seen = (visible > torch.finfo(visible.dtype).min / 2).any(-1, keepdim=True)
-        return scores.softmax(-1).masked_fill(~seen, 0.0)
+        visible = self.visible(start, stop)
+        return self._masked(scores, start, stop, visible).softmax(-1).masked_fill(~visible.any(-1, keepdim=True), 0.0)
+
+    def log_band(self, start: int, stop: int) -> tuple[LogPattern, Visible]:
+        """``ln`` of ``band`` (``-inf`` where a key is not seen), and which keys each query may see."""
+        visible = self.visible(start, stop)
+        scores = self._masked(self._scores(start, stop), start, stop, visible)
+        logs = scores.log_softmax(-1).masked_fill(~visible, -torch.inf)
+        return logs, visible
+
+    def first_key(self, start: int) -> int:
+        """The first key that ``band`` holds for queries from ``start`` on."""
+        if self.window is None:
+            return 0
+        return max(0, self.key.shape[2] - self.query.shape[2] + start - self.window + 1)
+
+    def visible(self, start: int, stop: int) -> Visible:
+        """Which keys of ``band`` the queries ``start..stop`` may see: causal, in the window, and not padding."""
+        first, keys = self.first_key(start), self.key.shape[2]
+        if self.mask is not None:
+            mask = self.mask[..., start:stop, first:keys]
+            return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
+        src = torch.arange(first, keys, device=self.query.device)
+        dest = torch.arange(start, stop, device=self.query.device)[:, None] + keys - self.query.shape[2]
+        visible = src <= dest
+        if self.window is not None:
+            visible = visible & (src > dest - self.window)
+        return visible[None, None]
+
+    def edited_band(self, edits: Sequence[PatternEdit], start: int, stop: int) -> Pattern:
+        """``band`` after edits of the pattern, in order; without any, ``band`` itself."""
+        if not edits:
+            return self.band(start, stop)
+        logs, visible = self.log_band(start, stop)
+        for edit in edits:
+            logs = edit(logs, visible, start, self.first_key(start))
+        return logs.exp()
+
+    def mix(self, pattern: Pattern, start: int) -> Float[Tensor, "batch dest head d_value"]:
+        """``pattern @ v`` for a band that starts at query ``start``, in fp32."""
+        value = self.value[:, :, self.first_key(start) :].float()
+        grouped = pattern.unflatten(1, (value.shape[1], -1))  # batch kv group dest src
+        return (grouped.flatten(2, 3) @ value).unflatten(2, grouped.shape[2:4]).flatten(1, 2).transpose(1, 2)
 
     def z(self) -> Z:
         """``pattern @ v`` per query head, which must be what enters the output projection."""
@@ -70,10 +101,14 @@ class AttentionCall:
         value = self.value.float().repeat_interleave(heads // groups, dim=1)
         return (self.pattern() @ value).transpose(1, 2).to(self.value.dtype)
 
-    def _visible(self, start: int, stop: int, first: int) -> Bool[Tensor, "..."] | Float[Tensor, "..."]:
-        if self.mask is not None:
-            return self.mask[..., start:stop, first : self.key.shape[2]]
-        dest = torch.arange(start, stop, device=self.query.device)[:, None] + self.key.shape[2] - self.query.shape[2]
-        src = torch.arange(first, self.key.shape[2], device=self.query.device)
-        visible = src <= dest
-        return visible if self.window is None else visible & (src > dest - self.window)
+    def _scores(self, start: int, stop: int) -> Float[Tensor, "batch head dest src"]:
+        key = self.key[:, :, self.first_key(start) :].float()
+        query = self.query[:, :, start:stop].float().unflatten(1, (key.shape[1], -1))  # batch kv group dest d_head
+        return (query.flatten(2, 3) @ key.mT).unflatten(2, query.shape[2:4]).flatten(1, 2) * self.scaling
+
+    def _masked(
+        self, scores: Float[Tensor, "batch head dest src"], start: int, stop: int, visible: Visible
+    ) -> Float[Tensor, "batch head dest src"]:
+        if self.mask is None or self.mask.dtype == torch.bool:
+            return scores.masked_fill(~visible, -torch.inf)
+        return scores + self.mask[..., start:stop, self.first_key(start) : self.key.shape[2]].float()

@@ -1,9 +1,7 @@
 """One hybrid language model, seen through NNsight in one vocabulary."""
 
 import functools
-import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -13,7 +11,7 @@ from nnsight.intervention.envoy import traceable
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
-from segregation.errors import FamilyError, ModelError
+from segregation.errors import ModelError
 from segregation.models.attention import AttentionCall
 from segregation.models.decoding import check_decoding, check_length, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
@@ -21,7 +19,10 @@ from segregation.models.memory import Held, Memory, forget_states, held_states, 
 from segregation.models.padding import keep_padding_out
 from segregation.models.positions import Run, forward_arguments
 from segregation.models.scans import use_mamba_scan, use_rg_lru_scan
+from segregation.models.states import RecurrentState, recurrent_state
+from segregation.models.structure import check_structure
 from segregation.prompts.sample import Sample
+from segregation.prompts.spans import TokenSpans, sample_spans
 from segregation.shapes import Pattern, Z
 
 if TYPE_CHECKING:
@@ -35,19 +36,6 @@ class Intervention(Protocol):
     def enter(self, model: "HybridModel") -> "HybridModel":
         """A model on which this intervention acts; the given one stays as it is."""
         ...
-
-
-@dataclass(frozen=True)
-class RecurrentState:
-    """What a recurrent layer remembers after the tokens it has read; copies, so later steps do not change them.
-
-    Attributes:
-        recurrent: the state of the recurrence (RG-LRU: ``batch width``; Mamba: ``batch width d_state``).
-        conv: the buffer of the short convolution; ``None`` where the run keeps none.
-    """
-
-    recurrent: Float[Tensor, "batch ..."]
-    conv: Float[Tensor, "batch width taps"] | None
 
 
 class HybridModel(TransformersModel):
@@ -78,7 +66,7 @@ class HybridModel(TransformersModel):
         super().__init__(module.eval(), task="text-generation", tokenizer=tokenizer, **placement)
         self.attention_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
         self.recurrent_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "recurrent")
-        self._check_modules()
+        check_structure(self.family, self.layer_types, self.attention, self.mixer)
         self.n_layers = len(self.layer_types)
         self.n_heads: int = config.num_attention_heads
         self.d_head: int = self.out_proj(self.attention_layers[0])._module.in_features // self.n_heads
@@ -106,7 +94,12 @@ class HybridModel(TransformersModel):
         return edited
 
     def trace(
-        self, *inputs: Any, prompt_lengths: Sequence[int] | Tensor | None = None, fn: Any = None, **kw: Any
+        self,
+        *inputs: Any,
+        prompt_lengths: Sequence[int] | Tensor | None = None,
+        spans: Sequence[TokenSpans | None] | None = None,
+        fn: Any = None,
+        **kw: Any,
     ) -> Any:
         """One forward pass, as NNsight's ``trace``.
 
@@ -114,6 +107,8 @@ class HybridModel(TransformersModel):
             *inputs: text, token ids, an encoding, a ``Sample`` or a list of one of these.
             prompt_lengths: tokens of the prompt in each row, when the rows go on after it (teacher forcing): later
                 positions are then ``DECODE``. Left out, all of a row is prompt.
+            spans: the named spans of each row, for rules about tokens, when the inputs are token ids; a ``Sample``
+                brings its own.
             fn: what to run, as in NNsight.
             **kw: passed on to NNsight and the model.
 
@@ -121,7 +116,7 @@ class HybridModel(TransformersModel):
             ModelError: prompt lengths that are not one for each row, or not 1 to the row's tokens.
         """
         if fn is None:
-            fn = functools.partial(self._call, prompt_lengths=prompt_lengths)
+            fn = functools.partial(self._call, prompt_lengths=prompt_lengths, spans=spans)
         return super().trace(*inputs, fn=fn, **kw)
 
     @traceable
@@ -139,10 +134,16 @@ class HybridModel(TransformersModel):
         self.check_length(int(lengths.max()), new)
         return TransformersModel.generate(self, *inputs, **kwargs)
 
-    def begin(self, arguments: Mapping[str, Any], prompt_lengths: Sequence[int] | Tensor | None = None) -> Tensor:
-        """Start a run: forget module-held state, set every row's prompt length and return these.
+    def begin(
+        self,
+        arguments: Mapping[str, Any],
+        prompt_lengths: Sequence[int] | Tensor | None = None,
+        spans: Sequence[TokenSpans | None] | None = None,
+    ) -> Tensor:
+        """Start a run: forget module-held state, set every row's prompt length and spans, and return the lengths.
 
-        State is kept where the caller brings a filled cache, since it belongs to it.
+        State is kept where the caller brings a filled cache, since it belongs to it. Spans that are not given are those
+        of the samples that the run was started with.
         """
         ids = arguments.get("input_ids")
         ids = arguments["inputs_embeds"] if ids is None else ids
@@ -159,7 +160,7 @@ class HybridModel(TransformersModel):
             if not past:
                 check_prompt_lengths(given, lengths.to(ids.device))
             lengths = given.expand(ids.shape[0])
-        self.run.prompt_lengths, self.run.rows = lengths, None
+        self.run.start(lengths, self.run.coming if spans is None else spans)
         return lengths
 
     def reset(self) -> None:
@@ -222,13 +223,22 @@ class HybridModel(TransformersModel):
         )
 
     def pattern(self, layer: int) -> Pattern:
-        """Attention probabilities of a layer in fp32, from the attention call's own inputs; read it before ``z``."""
-        return self.attention_call(layer).pattern()
+        """Attention probabilities of a layer in fp32, as a plan's token rules left them; read it before ``z``."""
+        return self.attention_call(layer).pattern(self.run.edits_of(layer))
 
     def attention_call(self, layer: int) -> AttentionCall:
         """What the attention call of a layer is given: queries, cached keys and values, mask, scaling, window."""
         args, kwargs = getattr(self.attention(layer).source, self.family.attention_call).inputs
         return AttentionCall.of(args, kwargs)
+
+    def attention_output(self, layer: int) -> tuple[Float[Tensor, "batch pos head d_value"], Tensor | None]:
+        """What the attention call of a layer returns: values mixed per head, and weights where it is eager."""
+        mixed, weights = getattr(self.attention(layer).source, self.family.attention_call).output
+        return mixed, weights
+
+    def set_attention_output(self, layer: int, mixed: Tensor, weights: Tensor | None) -> None:
+        """Put something else in the place of what the attention call of a layer returns."""
+        getattr(self.attention(layer).source, self.family.attention_call).output = (mixed, weights)
 
     def state(self, layer: int) -> RecurrentState:
         """What a recurrent layer remembers after this forward's tokens.
@@ -236,19 +246,7 @@ class HybridModel(TransformersModel):
         Raises:
             ModelError: an attention layer, or a run without a cache, which keeps no state.
         """
-        mixer = self.mixer(layer)
-        if self.family.held_states:
-            _ = mixer.output  # the states are written while the mixer runs
-            conv, recurrent = held_states([mixer._module], self.family.held_states)[0]
-        else:
-            args, kwargs = mixer.inputs
-            _ = mixer.output
-            cache = forward_arguments(mixer._module, args, kwargs).get("cache_params")
-            kept = cache.layers[layer] if cache is not None else None
-            conv, recurrent = (kept.conv_states[0], kept.recurrent_states[0]) if kept is not None else (None, None)
-        if recurrent is None:
-            raise ModelError(f"layer {layer} keeps no state in a run with use_cache=False; leave use_cache on")
-        return RecurrentState(recurrent.clone(), None if conv is None else conv.clone())
+        return recurrent_state(self.mixer(layer), self.family, layer)
 
     # -- where things are ------------------------------------------------------------------------------------------
 
@@ -283,21 +281,6 @@ class HybridModel(TransformersModel):
             got = self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "absent"
             raise ModelError(f"layer must be one of the {kind} layers {of_kind}, got {layer}, which is {got}")
 
-    def _check_modules(self) -> None:
-        """The attention call is found in the source of exactly the attention layers, whatever modules are called."""
-        for layer, kind in enumerate(self.layer_types):
-            block = self.attention(layer) if kind == "attention" else self.mixer(layer)
-            names = inspect.unwrap(type(block._module).forward).__code__.co_varnames
-            if ("attention_interface" in names) != (kind == "attention"):
-                raise FamilyError(
-                    f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}"
-                )
-        source = self.attention(self.attention_layers[0]).source
-        if self.family.attention_call not in source.names:
-            raise FamilyError(
-                f"no operation {self.family.attention_call} in attention; found {', '.join(source.names)}"
-            )
-
     def _max_positions(self) -> int | None:
         if self.family.max_positions:
             return int(getattr(self.hf_model.config, self.family.max_positions))
@@ -306,8 +289,8 @@ class HybridModel(TransformersModel):
 
     # -- hooks into a run ------------------------------------------------------------------------------------------
 
-    def _call(self, *inputs: Any, prompt_lengths: Any = None, **kwargs: Any) -> Any:
-        self.begin(forward_arguments(self._module, inputs, kwargs), prompt_lengths)
+    def _call(self, *inputs: Any, prompt_lengths: Any = None, spans: Any = None, **kwargs: Any) -> Any:
+        self.begin(forward_arguments(self._module, inputs, kwargs), prompt_lengths, spans)
         return super()._call(*inputs, **kwargs)
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
@@ -316,7 +299,16 @@ class HybridModel(TransformersModel):
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
         if not invokes:
             return (), {}
+        self.run.coming = [spans for inputs, kwargs in invokes for spans in self._spans_of(inputs, kwargs)]
         return super()._batch([(_as_text(inputs), kwargs) for inputs, kwargs in invokes], fn)
+
+    def _spans_of(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[TokenSpans | None]:
+        """The spans of every row of an invoke; a row that is no sample has none."""
+        rows = [row for value in inputs for row in (value if isinstance(value, list) else [value])]
+        if not any(isinstance(row, Sample) for row in rows):
+            return [None] * self._batch_size(*inputs, **kwargs)
+        assert self.tokenizer is not None
+        return [sample_spans(self.tokenizer, row) if isinstance(row, Sample) else None for row in rows]
 
 
 def _as_text(inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -2,14 +2,22 @@
 
 import functools
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from segregation.shapes import PositionMask, Positions, PromptLengths
+from segregation.prompts.spans import TokenSpans
+from segregation.shapes import LogPattern, PositionMask, Positions, PromptLengths, Visible
+
+PatternEdit = Callable[[LogPattern, Visible, int, int], LogPattern]
+"""What an intervention does to the pattern of one layer in one forward pass.
+
+From ``ln`` of the pattern of some queries, which keys they may see, the first query and the first key of it, to ``ln``
+of the edited pattern.
+"""
 
 
 @dataclass
@@ -19,10 +27,30 @@ class Run:
     Attributes:
         prompt_lengths: tokens of the prompt of each row; ``None`` takes all that the first forward sees.
         rows: which rows of a plan per row are still in the batch; ``None`` is all of them, in order.
+        spans: the named spans of each row that the run began with; ``None`` for a row that is no sample.
+        coming: the spans of the rows that the next run begins with.
+        edits: by whoever made them, the edits of attention patterns per layer in the forward pass under way.
     """
 
     prompt_lengths: PromptLengths | None = None
     rows: Tensor | None = None
+    spans: Sequence[TokenSpans | None] = ()
+    coming: Sequence[TokenSpans | None] = ()
+    edits: dict[object, Mapping[int, PatternEdit]] = field(default_factory=dict)
+
+    def start(self, prompt_lengths: PromptLengths, spans: Sequence[TokenSpans | None] = ()) -> None:
+        """Forget the run before: new prompts, all of their rows, no edit in force."""
+        self.prompt_lengths, self.rows, self.spans, self.coming = prompt_lengths, None, spans, ()
+        self.edits.clear()
+
+    def keep(self, rows: Tensor, running: Tensor) -> None:
+        """Go on with some ``rows`` of the batch, which are the ``running`` ones of those that the run began with."""
+        assert self.prompt_lengths is not None
+        self.prompt_lengths, self.rows = self.prompt_lengths[rows], running
+
+    def edits_of(self, layer: int) -> list[PatternEdit]:
+        """The edits of a layer's pattern that are in force in this forward pass, in order."""
+        return [edits[layer] for edits in self.edits.values() if layer in edits]
 
 
 def forward_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

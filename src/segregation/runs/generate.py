@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from segregation.errors import ModelError, PlanError, SampleError
-from segregation.interventions.apply import check_decode_positions, compile_plans
+from segregation.interventions.binding import check_decode_positions
 from segregation.interventions.rules import Plan
+from segregation.interventions.tables import compile_plans
+from segregation.interventions.token_edits import members
+from segregation.interventions.token_rules import SpanRule, spans_named
+from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
+from segregation.prompts.spans import TokenSpans, sample_spans
 from segregation.runs.launch import Prefills, Row, batches, run_rows
 from segregation.runs.record import Record
 
@@ -37,7 +42,7 @@ def generate(
 
     Raises:
         PlanError: a plan that is impossible on this model, or has nothing to act on.
-        SampleError: a prompt that does not fit with its new tokens.
+        SampleError: a prompt that does not fit with its new tokens, or lacks a span that a rule names.
     """
     if max_new_tokens < 1:
         raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
@@ -46,7 +51,13 @@ def generate(
     for plan in plans:
         check_decode_positions(plan, max_new_tokens - 1, "generating one token")
     prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
-    return _generate(model, samples, prompts, plans, max_new_tokens, batch_size)
+    rows = [
+        Row(i * len(plans) + j, prompt, plan, spans)
+        for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
+        for spans in [checked_spans(model, sample, len(prompt), plans)]
+        for j, plan in enumerate(plans)
+    ]
+    return _generate(model, samples, rows, len(plans), max_new_tokens, batch_size)
 
 
 def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple[int, ...]:
@@ -61,6 +72,22 @@ def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple
     except ModelError as error:
         raise SampleError(f"sample {sample.id!r}: {error}") from error
     return prompt
+
+
+def checked_spans(model: HybridModel, sample: Sample, prompt_tokens: int, plans: Sequence[Plan]) -> TokenSpans | None:
+    """The token positions of a sample's spans, once every rule finds its own; ``None`` where no rule names a span.
+
+    Raises:
+        SampleError: a rule names a span, or an occurrence of one, that the sample does not have.
+    """
+    rules = [rule for plan in plans for rule in whole_plan(model, plan).rules if isinstance(rule, SpanRule)]
+    if not any(map(spans_named, rules)):
+        return None
+    assert model.tokenizer is not None
+    spans = sample_spans(model.tokenizer, sample)
+    for rule in dict.fromkeys(rules):
+        members(rule, spans, prompt_tokens)
+    return spans
 
 
 def whole_plan(model: HybridModel, plan: Plan) -> Plan:
@@ -86,12 +113,11 @@ def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str,
 def _generate(
     model: HybridModel,
     samples: Sequence[Sample],
-    prompts: Sequence[tuple[int, ...]],
-    plans: Sequence[Plan],
+    rows: Sequence[Row],
+    n_plans: int,
     max_new_tokens: int,
     batch_size: int | None,
 ) -> Iterator[Record]:
-    rows = [Row(i * len(plans) + j, prompt, plan) for i, prompt in enumerate(prompts) for j, plan in enumerate(plans)]
     prefills = Prefills(model)
     for batch in batches(model, rows, batch_size):
         with torch.no_grad():
@@ -99,8 +125,9 @@ def _generate(
         for row in batch:
             assert model.tokenizer is not None
             acted = whole_plan(model, row.plan)
+            read = len(row.prompt) + len(tokens[row.index]) - 1
             yield Record.of(
-                samples[row.index // len(plans)],
+                samples[row.index // n_plans],
                 kind="generate",
                 plan=acted.to_json(),
                 plan_hash=acted.hash,
@@ -108,6 +135,7 @@ def _generate(
                 tokens=tokens[row.index],
                 text=model.tokenizer.decode(list(tokens[row.index]), skip_special_tokens=True),
                 settings={"max_new_tokens": max_new_tokens},
+                beyond_window=beyond_window(acted, row.spans, model.window, len(row.prompt), read),
                 **described(model, batch_size),
             )
 

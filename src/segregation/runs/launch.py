@@ -21,6 +21,7 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, merge
+from segregation.prompts.spans import TokenSpans
 
 ROWS = 64
 """Rows decoded together when no batch size is given."""
@@ -34,11 +35,15 @@ Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tupl
 
 @dataclass(frozen=True)
 class Row:
-    """One prompt under one plan; ``index`` is its place among all rows of a call."""
+    """One prompt under one plan; ``index`` is its place among all rows of a call.
+
+    ``spans`` are the named spans of its sample, which rules about tokens need.
+    """
 
     index: int
     prompt: Prompt
     plan: Plan
+    spans: TokenSpans | None = None
 
     @property
     def shares(self) -> bool:
@@ -89,9 +94,10 @@ class Prefills:
             parts.append(self._shared(group, keep=shared[-1].prompt))
         for group in self._groups([row for row in rows if not row.shares]):
             ordered += group
-            keys = [(row.prompt, row.prefill_plan) for row in group]
+            keys = [(row.prompt, row.prefill_plan, row.spans) for row in group]
             unique = list(dict.fromkeys(keys))
-            memory = prefill(self._model, [prompt for prompt, _ in unique], [plan for _, plan in unique])
+            prompts, plans, spans = zip(*unique, strict=True)
+            memory = prefill(self._model, prompts, plans, spans)
             parts.append(memory.select(_index(memory, [unique.index(key) for key in keys])))
         return ordered, merge(parts)
 
@@ -117,7 +123,12 @@ class Prefills:
         return memory.select(_index(memory, [prompts.index(row.prompt) for row in rows]))
 
 
-def prefill(model: HybridModel, prompts: Sequence[Prompt], plans: Sequence[Plan] = ()) -> Memory:
+def prefill(
+    model: HybridModel,
+    prompts: Sequence[Prompt],
+    plans: Sequence[Plan] = (),
+    spans: Sequence[TokenSpans | None] = (),
+) -> Memory:
     """What the model remembers after all tokens of each prompt but the last, each row under its plan."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
     ids, mask = left_padded([prompt[:-1] for prompt in prompts], model.device)
@@ -125,7 +136,7 @@ def prefill(model: HybridModel, prompts: Sequence[Prompt], plans: Sequence[Plan]
 
     def forward() -> None:
         model.reset()
-        model.run.prompt_lengths, model.run.rows = lengths, None
+        model.run.start(lengths, spans)
         model.hf_model(
             input_ids=ids,
             attention_mask=mask,
@@ -152,7 +163,7 @@ def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, ste
         model.reset()
         cache = model.new_cache() if memory is None else model.recall(memory)
         running = torch.arange(len(rows), device=device)
-        model.run.prompt_lengths, model.run.rows = lengths, running
+        model.run.start(lengths, [row.spans for row in rows])
         tokens = torch.tensor([row.prompt[-1] for row in rows], device=device)
         mask, position = before, lengths - 1
         for number in range(steps):
@@ -173,7 +184,7 @@ def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, ste
                 stay = (~done).nonzero().flatten()
                 cache = model.recall(model.remember(cache, position).select(stay))
                 tokens, mask, position, running = tokens[stay], mask[stay], position[stay], running[stay]
-                model.run.prompt_lengths, model.run.rows = model.run.prompt_lengths[stay], running
+                model.run.keep(stay, running)
 
     edited.interleave(loop)
     model.reset()

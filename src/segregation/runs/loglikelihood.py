@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 
 from segregation.errors import SampleError
-from segregation.interventions.apply import check_decode_positions, compile_plans, enter
+from segregation.interventions.apply import enter
+from segregation.interventions.binding import check_decode_positions
 from segregation.interventions.rules import Plan
+from segregation.interventions.tables import compile_plans
+from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs.generate import described, encode_checked, whole_plan
+from segregation.runs.generate import checked_spans, described, encode_checked, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
 from segregation.runs.record import Record
 
@@ -52,9 +55,10 @@ def loglikelihood(
         choices = [_continuation(model, sample, text) for text in sample.choices or (sample.target,)]
         longest = max(map(len, choices))
         prompt = encode_checked(model, sample, longest - 1)
+        spans = checked_spans(model, sample, len(prompt), plans)
         for plan in plans:
             check_decode_positions(plan, longest - 1, f"scoring sample {sample.id!r}")
-            own = [Row(len(rows) + i, prompt, plan) for i in range(len(choices))]
+            own = [Row(len(rows) + i, prompt, plan, spans) for i in range(len(choices))]
             tasks.append((sample, plan, own))
             rows += own
             continuations += choices
@@ -95,6 +99,13 @@ def _records(
             prompt_tokens=len(row.prompt),
             loglikelihoods=tuple(score for score, _ in outcomes),
             token_counts=tuple(count for _, count in outcomes),
+            beyond_window=beyond_window(
+                acted,
+                row.spans,
+                model.window,
+                len(row.prompt),
+                len(row.prompt) + max(count for _, count in outcomes) - 1,
+            ),
             **described(model, batch_size),
         )
 
@@ -122,16 +133,17 @@ def _one_forward(
 ) -> dict[int, float]:
     """Scores from one forward pass over every prompt and continuation; rows that read the same are read once."""
     inputs = {row.index: ((*row.prompt, *continuations[row.index][:-1]), row) for row in batch}
-    unique = {(tokens, row.plan): row for tokens, row in inputs.values()}
+    unique = {(tokens, row.plan, row.spans): row for tokens, row in inputs.values()}
     order = {key: number for number, key in enumerate(unique)}
-    ids, mask = left_padded([tokens for tokens, _ in unique], model.device)
+    ids, mask = left_padded([tokens for tokens, _, _ in unique], model.device)
     keep = max(len(continuations[row.index]) for row in batch)
     logits = (
-        enter(model, *[plan for _, plan in unique])
+        enter(model, *[plan for _, plan, _ in unique])
         .trace(
             ids,
             attention_mask=torch.ones_like(ids) if mask is None else mask,
             prompt_lengths=[len(row.prompt) for row in unique.values()],
+            spans=[row.spans for row in unique.values()],
             logits_to_keep=min(keep, ids.shape[1]),
             use_cache=False,
             trace=False,
@@ -141,7 +153,7 @@ def _one_forward(
     scores = {}
     for row in batch:
         tokens = torch.tensor(continuations[row.index], device=logits.device)
-        own = logits[order[inputs[row.index][0], row.plan], -len(tokens) :].float().log_softmax(-1)
+        own = logits[order[inputs[row.index][0], row.plan, row.spans], -len(tokens) :].float().log_softmax(-1)
         scores[row.index] = float(own.gather(1, tokens[:, None]).double().sum())
     return scores
 

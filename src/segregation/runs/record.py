@@ -50,6 +50,8 @@ class Record:
         text: those tokens decoded, without special tokens.
         loglikelihoods: summed log-probability in nats of each choice, or of the target where there are no choices.
         token_counts: how many tokens each of those continuations has.
+        beyond_window: per span that a rule about tokens names, at how many of the positions it acts on no token of the
+            span was left in the attention window, so that there was nothing to edit.
         settings: what changes the result and is not the plan or the model (max_new_tokens); part of the key.
         model: what the model was: its name, weight hash, dtype, ... (a part of ``HybridModel.description``).
         provenance: what should not change the result but might (batch size, seed).
@@ -78,6 +80,7 @@ class Record:
     text: str = ""
     loglikelihoods: tuple[float, ...] = ()
     token_counts: tuple[int, ...] = ()
+    beyond_window: Mapping[str, int] = field(default_factory=dict)
     settings: Metadata = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -182,7 +185,7 @@ _REQUIRED = {
 }
 _JSON_TYPES: dict[str, tuple[type, type]] = {
     **dict.fromkeys(("kind", "sample_id", "prompt_sha256", "target", "plan", "plan_hash", "text"), (str, object)),
-    **dict.fromkeys(("metadata", "settings", "model", "provenance"), (dict, object)),
+    **dict.fromkeys(("metadata", "settings", "model", "provenance", "beyond_window"), (dict, object)),
     "prompt_tokens": (int, object),
     "choices": (list, str),
     "tokens": (list, int),

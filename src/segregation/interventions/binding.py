@@ -1,0 +1,71 @@
+"""Which rules a model, or a task, cannot follow."""
+
+from segregation.errors import PlanError
+from segregation.interventions.head_rules import KeepTopHeads
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import Plan, Rule
+from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
+from segregation.models.hybrid import HybridModel
+
+READABLE = ("sdpa", "eager")
+"""Attention implementations whose inputs say what every query may see."""
+
+
+def check_rule(model: HybridModel, rule: Rule) -> None:
+    """Refuse a rule that this model cannot follow.
+
+    Raises:
+        PlanError: the rule, the value, the model's own numbers and the remedy.
+    """
+    name, kind = model.description.get("name", model.family.name), type(rule).__name__
+    if isinstance(rule, KeepTopHeads | HideTokens | OnlyTokens | BalanceTokens | HideAll):
+        _check_readable(model, name, kind)
+    if isinstance(rule, KeepTopHeads):
+        if rule.k > model.n_heads:
+            raise PlanError(
+                f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
+            )
+        return
+    layers = getattr(rule, "layers", "all")
+    for layer in () if layers == "all" else layers:
+        _check_layer(model, name, kind, layer)
+    heads = getattr(rule, "heads", "all")
+    for layer, head in () if heads == "all" else heads:
+        _check_layer(model, name, kind, layer)
+        if head >= model.n_heads:
+            raise PlanError(
+                f"{kind}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
+                f"{model.n_heads}), got head {head} of layer {layer}"
+            )
+
+
+def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None:
+    """Refuse a rule limited to ``DECODE`` where nothing is decoded, since it would silently do nothing.
+
+    Raises:
+        PlanError: naming the rule and the remedy.
+    """
+    for rule in plan.rules:
+        if decode_positions == 0 and rule.during == Phase.DECODE:
+            raise PlanError(
+                f"{rule} acts on DECODE positions only, and {what} has none (its answer is read off position LAST); "
+                "use during=Phase.GENERATION, which is LAST|DECODE"
+            )
+
+
+def _check_layer(model: HybridModel, name: str, rule: str, layer: int) -> None:
+    if layer not in model.attention_layers:
+        what = "a recurrent layer" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
+        raise PlanError(
+            f"{rule}: layer must be an attention layer of {name}, one of {list(model.attention_layers)}; "
+            f"got {layer}, which is {what}"
+        )
+
+
+def _check_readable(model: HybridModel, name: str, rule: str) -> None:
+    used = model.hf_model.config._attn_implementation
+    if used not in READABLE:
+        raise PlanError(
+            f"{rule} needs to know what every query may see, which attention says with {' or '.join(READABLE)}; {name} "
+            f'runs {used}, so its attention cannot be edited. Load it with attn_implementation="sdpa"'
+        )

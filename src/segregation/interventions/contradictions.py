@@ -1,0 +1,80 @@
+"""Which rules cannot stand in one plan, because they say opposite things about the same positions and heads."""
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any
+
+from segregation.errors import PlanError
+from segregation.interventions.head_rules import AblateHeads, KeepHeads, KeepTopHeads
+from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
+
+_TOKENS = (HideTokens, OnlyTokens, BalanceTokens, HideAll)
+
+
+def check_rules(rules: Sequence[Any]) -> None:
+    """Refuse rules of which one undoes or denies the other where both act.
+
+    Raises:
+        PlanError: naming both rules, why they contradict each other, and what to do.
+    """
+    for one, other in combinations(rules, 2):
+        both = one.during & other.during
+        if both and (why := _token_contradiction(one, other) or _head_contradiction(one, other)):
+            raise PlanError(
+                f"{one} and {other} contradict each other in {both}: {why}. "
+                "Leave one of them out, or give them different phases"
+            )
+
+
+def _token_contradiction(one: Any, other: Any) -> str:
+    if not (isinstance(one, _TOKENS) and isinstance(other, _TOKENS) and _same_place(one, other)):
+        return ""
+    if isinstance(one, HideAll) or isinstance(other, HideAll):
+        return "where everything is hidden, nothing is left for another rule about tokens"
+    if (one.renormalize, one.causal) != (other.renormalize, other.causal):
+        return "renormalize and causal must be the same in rules that act on the same rows"
+    kinds = {type(one), type(other)}
+    if BalanceTokens in kinds and (len(kinds) == 1 or "phase" in (_sum(one), _sum(other))):
+        return "a row is shared out in one way"
+    if kinds == {OnlyTokens} or kinds == {OnlyTokens, BalanceTokens}:
+        if (one.span, one.but, one.occurrence) != (other.span, other.but, other.occurrence):
+            return 'one rule says what attention may see; join spans in it, as in OnlyTokens("needle+question")'
+    elif HideTokens in kinds and len(kinds) == 2:
+        hide, keep = (one, other) if isinstance(one, HideTokens) else (other, one)
+        taken = set(keep.span.split("+")) <= set(hide.span.split("+")) - set((hide.but or "").split("+"))
+        if taken and hide.occurrence in ("all", keep.occurrence):
+            return f"one hides {keep.span!r}, the other leaves nothing else"
+    elif kinds == {HideTokens} and {one.span, other.span} & {one.but, other.but}:
+        return "one hides what the other says must stay visible"
+    return ""
+
+
+def _head_contradiction(one: Any, other: Any) -> str:
+    for ablated, kept in ((one, other), (other, one)):
+        if not isinstance(ablated, AblateHeads):
+            continue
+        if ablated.heads == "all" and (
+            (isinstance(kept, KeepHeads) and kept.heads) or (isinstance(kept, KeepTopHeads) and kept.k)
+        ):
+            return "where every head is ablated, none can be kept"
+        if isinstance(kept, KeepHeads) and (both := set(ablated.heads) & set(kept.heads)):
+            return f"one keeps and one ablates the heads {sorted(both)}"
+    if isinstance(one, KeepHeads) and isinstance(other, KeepHeads) and one.heads != other.heads:
+        return "one rule says which heads stay; name all of them in it"
+    return ""
+
+
+def _same_place(one: Any, other: Any) -> bool:
+    """Whether two rules share a head of a layer."""
+    if one.heads == "all" or other.heads == "all":
+        layers = [
+            None if rule.heads == "all" and rule.layers == "all"
+            else set(rule.layers) if rule.heads == "all" else {layer for layer, _ in rule.heads}
+            for rule in (one, other)
+        ]  # fmt: skip
+        return layers[0] is None or layers[1] is None or bool(layers[0] & layers[1])
+    return bool(set(one.heads) & set(other.heads))
+
+
+def _sum(rule: Any) -> str:
+    return rule.summed_over if isinstance(rule, BalanceTokens) else "row"
