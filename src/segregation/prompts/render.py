@@ -47,7 +47,16 @@ def chat_prompt(tokenizer: Tokenizer, context: str, question: str, *, readings: 
     Raises:
         SampleError: the tokenizer has no chat template.
     """
-    turn = {"role": "user", "content": chat_turn(context, question, readings=readings)}
+    return as_user_turn(tokenizer, chat_turn(context, question, readings=readings))
+
+
+def as_user_turn(tokenizer: Tokenizer, content: str) -> str:
+    """One user turn in the tokenizer's chat template, ready for the answer, without the beginning-of-sequence text.
+
+    Raises:
+        SampleError: the tokenizer has no chat template.
+    """
+    turn = {"role": "user", "content": content}
     try:
         prompt = tokenizer.apply_chat_template([turn], tokenize=False, add_generation_prompt=True)
     except ValueError as error:

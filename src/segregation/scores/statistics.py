@@ -130,7 +130,7 @@ def bootstrap_mean(values: Sequence[float | int], *, seed: int = 0, confidence: 
     Interval(value=2.0, low=2.0, high=2.0, n=3)
     """
     column, _ = _columns(values, values)
-    return _bootstrap(column[:, None], lambda means: means[:, 0], seed, confidence)
+    return bootstrap_statistic(column[:, None], lambda means: means[:, 0], seed=seed, confidence=confidence)
 
 
 def bootstrap_difference(
@@ -144,7 +144,9 @@ def bootstrap_difference(
     >>> bootstrap_difference([1, 0, 1], [0, -1, 0])
     Interval(value=1.0, low=1.0, high=1.0, n=3)
     """
-    return _bootstrap(np.stack(_columns(first, second), 1), lambda means: means[:, 0] - means[:, 1], seed, confidence)
+    return bootstrap_statistic(
+        np.stack(_columns(first, second), 1), lambda means: means[:, 0] - means[:, 1], seed=seed, confidence=confidence
+    )
 
 
 def bootstrap_retention(
@@ -175,16 +177,26 @@ def bootstrap_retention(
             )
         return (means[:, 0] - chance) / (means[:, 1] - chance)
 
-    return _bootstrap(columns, ratio, seed, confidence)
+    return bootstrap_statistic(columns, ratio, seed=seed, confidence=confidence)
 
 
-def _bootstrap(
+def bootstrap_statistic(
     columns: Float[np.ndarray, "sample column"],
     statistic: Callable[[Float[np.ndarray, "resample column"]], Float[np.ndarray, " resample"]],
-    seed: int,
-    confidence: float,
+    *,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Interval:
-    """A statistic of column means; rows are resampled whole, which keeps the columns paired."""
+    """A statistic of column means, with its percentile bootstrap interval; rows are resampled whole, hence paired.
+
+    Raises:
+        ScoreError: a confidence outside 0..1, or no samples.
+
+    >>> bootstrap_statistic(np.ones((4, 2)), lambda means: means[:, 0] / means[:, 1])
+    Interval(value=1.0, low=1.0, high=1.0, n=4)
+    """
+    if not len(columns):
+        raise ScoreError("a bootstrap needs at least one sample, got none")
     _check_confidence(confidence)
     rng, n = np.random.default_rng(seed), len(columns)
     step = max(1, _CELLS // n)
