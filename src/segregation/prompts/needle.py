@@ -64,7 +64,8 @@ def needle_grid(
 
     A sample depends on its own cell and the seed alone: a larger grid contains the smaller one, and the layout and the
     number of readings change the prompt around the context but neither context nor needle. Prompts carry no
-    beginning-of-sequence text. Spans: ``needle``, ``context``, ``question``, every occurrence.
+    beginning-of-sequence text. Spans: ``needle``, ``context``, ``question`` and ``decoy`` (a stretch of haystack as long
+    as the needle, for controls), every occurrence.
 
     Args:
         tokenizer: counts the tokens; any fast tokenizer of transformers.
@@ -154,6 +155,7 @@ def _sample(
     spans = {
         "context": contexts,
         "needle": tuple((first + start, first + end) for first, _ in contexts),
+        "decoy": tuple((first + begin, first + stop) for first, _ in contexts for begin, stop in [_decoy(placed)]),
         "question": tuple((after + len(_ASK), after + len(_ASK) + len(needle.question)) for _, after in contexts),
     }
     sample = Sample(id=id, prompt=prompt, target=needle.sentence, spans=spans, metadata=metadata)
@@ -161,6 +163,15 @@ def _sample(
         if set(sample.text_of(name)) != {text}:
             raise SampleError(f"the {name} {text!r} is not where it was put (sample {id!r}): {sample.text_of(name)}")
     return sample
+
+
+def _decoy(placed: Placed) -> Span:
+    """As many characters as the needle's (fewer if there are not as many), amid the longer side of the haystack."""
+    start, end = placed.needle
+    low, high = (0, start) if start > len(placed.context) - end else (end, len(placed.context))
+    width = min(end - start, high - low)
+    middle = (low + high - width) // 2
+    return middle, middle + width
 
 
 def _occurrences(text: str, part: str) -> tuple[Span, ...]:
