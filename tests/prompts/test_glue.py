@@ -1,6 +1,5 @@
 import json
 
-import datasets
 import pytest
 
 from segregation.errors import SampleError
@@ -56,8 +55,7 @@ def write(folder, task, *, train=6, validation=7):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def folder(tmp_path):
     for task in TEXTS:
         write(tmp_path, task)
     return tmp_path

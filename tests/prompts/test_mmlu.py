@@ -1,6 +1,5 @@
 import json
 
-import datasets
 import pytest
 
 import segregation as sg
@@ -25,8 +24,7 @@ def write(folder, subject, *, dev=5, test=3):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+def folder(tmp_path):
     write(tmp_path, "world_religions")
     write(tmp_path, "anatomy", test=4)
     return tmp_path

@@ -30,7 +30,7 @@ def read(rows):
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".parquet"])
-def test_a_folder_of_each_format_gives_its_rows_in_order(tmp_path, suffix):
+def test_a_folder_of_each_format_gives_its_rows_in_order(tmp_path, cache, suffix):
     (tmp_path / "rte").mkdir()
     if suffix == ".parquet":
         datasets.Dataset.from_list(ROWS).to_parquet(tmp_path / "rte" / "train.parquet")
@@ -38,6 +38,7 @@ def test_a_folder_of_each_format_gives_its_rows_in_order(tmp_path, suffix):
         (tmp_path / "rte" / f"train{suffix}").write_text(lines(ROWS))
     assert read(load_split(tmp_path, "rte", "train", COLUMNS)) == KEPT
     assert read(load_split(str(tmp_path), "rte", "train", COLUMNS)) == KEPT
+    assert not cache.exists()  # a folder is read as it is now, without a copy
 
 
 def test_a_download_of_the_hub_is_a_folder_too_and_splits_with_longer_names_stay_apart(tmp_path):

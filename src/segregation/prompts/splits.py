@@ -2,6 +2,7 @@
 
 import os
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -81,8 +82,12 @@ def _from_folder(folder: Path, config: str, split: str) -> "datasets.Dataset":
         files = [*folder.glob(f"{config}/{split}{suffix}"), *sorted(folder.glob(f"{config}/{split}-*{suffix}"))]
         if not files:
             continue
+        data_files = {split: [str(file) for file in files]}
         try:
-            rows = datasets.load_dataset(reader, data_files={split: [str(file) for file in files]}, split=split)
+            with tempfile.TemporaryDirectory() as scratch:  # a folder needs no cache, whose place may be read-only
+                rows = datasets.load_dataset(
+                    reader, data_files=data_files, split=split, cache_dir=scratch, keep_in_memory=True
+                )
         except Exception as error:  # datasets raises a dozen unrelated classes
             raise SampleError(f"{files[0]} could not be read: {_reason(error)}. {_wanted(config, split)}") from error
         assert isinstance(rows, datasets.Dataset)
