@@ -8,6 +8,8 @@ from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import loglikelihood as module
+from segregation.runs.generate import generate
+from segregation.runs.launch import Row
 from segregation.runs.loglikelihood import loglikelihood
 from segregation.runs.record import Record
 
@@ -95,3 +97,18 @@ def test_refusals(model):
     if model.max_positions:
         with pytest.raises(SampleError, match=r"sample 'b': a prompt of 301 tokens"):
             loglikelihood(model, [long])
+
+
+@pytest.mark.parametrize("share_from", [2, 10**6])
+def test_a_row_is_greedy_where_greedy_decoding_writes_its_continuation(model, samples, monkeypatch, share_from):
+    monkeypatch.setattr(module, "SHARE_FROM", share_from)
+    written = {record.sample_id: record.tokens for record in generate(model, samples, max_new_tokens=3)}
+    rows, continuations = [], []
+    for sample in samples:
+        best = written[sample.id]
+        other = (best[0], (best[1] + 1) % model.d_vocab) if len(best) > 1 else ((best[0] + 1) % model.d_vocab,)
+        for tokens in (best, best[:1], other):
+            rows.append(Row(len(rows), tuple(model.encode(sample)), Plan()))
+            continuations.append(tokens)
+    scored = {one.row.index: one.greedy for one in module.score_rows(model, rows, continuations, batch_size=5)}
+    assert [scored[index] for index in range(len(rows))] == [True, True, False] * len(samples)

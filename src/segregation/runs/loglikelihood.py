@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -20,6 +21,21 @@ from segregation.runs.record import Record
 
 SHARE_FROM = 64
 """Prompt tokens from which rows that leave the prefill alone share it, instead of one forward pass each."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a continuation scored after the prompt of a row.
+
+    Attributes:
+        row: the prompt and its plan.
+        loglikelihood: sum_i ln p(token_i | prompt, tokens before).
+        greedy: whether every token of it is the most probable one, so that greedy decoding would have written it.
+    """
+
+    row: Row
+    loglikelihood: float
+    greedy: bool
 
 
 def loglikelihood(
@@ -62,7 +78,7 @@ def loglikelihood(
             tasks.append((sample, plan, own))
             rows += own
             continuations += choices
-    return _records(model, tasks, _scores(model, rows, continuations, batch_size), batch_size)
+    return _records(model, tasks, continuations, score_rows(model, rows, continuations, batch_size), batch_size)
 
 
 def _continuation(model: HybridModel, sample: Sample, text: str) -> tuple[int, ...]:
@@ -75,21 +91,23 @@ def _continuation(model: HybridModel, sample: Sample, text: str) -> tuple[int, .
 def _records(
     model: HybridModel,
     tasks: Sequence[tuple[Sample, Plan, list[Row]]],
-    scores: Iterator[tuple[Row, float, int]],
+    continuations: Sequence[tuple[int, ...]],
+    scored: Iterator[Scored],
     batch_size: int | None,
 ) -> Iterator[Record]:
     """A record per task, as soon as all of its rows are scored."""
     task_of = {row.index: number for number, (_, _, rows) in enumerate(tasks) for row in rows}
-    found: dict[int, tuple[float, int]] = {}
+    found: dict[int, float] = {}
     missing = [len(rows) for _, _, rows in tasks]
-    for row, score, count in scores:
-        found[row.index] = score, count
+    for one in scored:
+        row = one.row
+        found[row.index] = one.loglikelihood
         number = task_of[row.index]
         missing[number] -= 1
         if missing[number]:
             continue
         sample, plan, rows = tasks[number]
-        outcomes = [found.pop(row.index) for row in rows]
+        counts = [len(continuations[row.index]) for row in rows]
         acted = whole_plan(model, plan)
         yield Record.of(
             sample,
@@ -97,22 +115,33 @@ def _records(
             plan=acted.to_json(),
             plan_hash=acted.hash,
             prompt_tokens=len(row.prompt),
-            loglikelihoods=tuple(score for score, _ in outcomes),
-            token_counts=tuple(count for _, count in outcomes),
+            loglikelihoods=tuple(found.pop(row.index) for row in rows),
+            token_counts=tuple(counts),
             beyond_window=beyond_window(
                 acted,
                 row.spans,
                 model.window,
                 len(row.prompt),
-                len(row.prompt) + max(count for _, count in outcomes) - 1,
+                len(row.prompt) + max(counts) - 1,
             ),
             **described(model, batch_size),
         )
 
 
-def _scores(
-    model: HybridModel, rows: Sequence[Row], continuations: Sequence[tuple[int, ...]], batch_size: int | None
-) -> Iterator[tuple[Row, float, int]]:
+def score_rows(
+    model: HybridModel, rows: Sequence[Row], continuations: Sequence[tuple[int, ...]], batch_size: int | None = None
+) -> Iterator[Scored]:
+    """Score token ids after token ids, row by row; nothing is checked here but the batch size.
+
+    Args:
+        model: the model; plans it already carries act as well.
+        rows: the prompts with their plans; a row's ``index`` says which continuation is its own.
+        continuations: the tokens to score, one or more for each row.
+        batch_size: rows run together.
+
+    Raises:
+        PlanError: a batch size below 1.
+    """
     sharing = Counter(row.prompt for row in rows if row.shares and len(row.prompt) >= SHARE_FROM)
     forks = model.can_batch and model.can_fork
     shared = [row for row in rows if row.shares and sharing[row.prompt] > 1 and forks]
@@ -120,17 +149,15 @@ def _scores(
     prefills = Prefills(model)
     for batch in batches(model, shared, batch_size):
         with torch.no_grad():
-            scores = _stepwise(model, prefills, batch, continuations)
-        yield from ((row, scores[row.index], len(continuations[row.index])) for row in batch)
+            scored = _stepwise(model, prefills, batch, continuations)
+        yield from scored
     for batch in batches(model, alone, batch_size):
         with torch.no_grad():
-            scores = _one_forward(model, batch, continuations)
-        yield from ((row, scores[row.index], len(continuations[row.index])) for row in batch)
+            scored = _one_forward(model, batch, continuations)
+        yield from scored
 
 
-def _one_forward(
-    model: HybridModel, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]
-) -> dict[int, float]:
+def _one_forward(model: HybridModel, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]) -> list[Scored]:
     """Scores from one forward pass over every prompt and continuation; rows that read the same are read once."""
     inputs = {row.index: ((*row.prompt, *continuations[row.index][:-1]), row) for row in batch}
     unique = {(tokens, row.plan, row.spans): row for tokens, row in inputs.values()}
@@ -150,30 +177,34 @@ def _one_forward(
         )
         .logits
     )
-    scores = {}
+    scored = []
     for row in batch:
         tokens = torch.tensor(continuations[row.index], device=logits.device)
         own = logits[order[inputs[row.index][0], row.plan, row.spans], -len(tokens) :].float().log_softmax(-1)
-        scores[row.index] = float(own.gather(1, tokens[:, None]).double().sum())
-    return scores
+        score = float(own.gather(1, tokens[:, None]).double().sum())
+        scored.append(Scored(row, score, greedy=bool((own.argmax(-1) == tokens).all())))
+    return scored
 
 
 def _stepwise(
     model: HybridModel, prefills: Prefills, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]
-) -> dict[int, float]:
+) -> list[Scored]:
     """The same scores from a shared prefill, each continuation fed token by token."""
     rows, memory = prefills.of(batch)
     forced = [continuations[row.index] for row in rows]
-    scores = [0.0] * len(rows)
+    scores, greedy = [0.0] * len(rows), [True] * len(rows)
 
     def step(running: Tensor, number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         here = running.tolist()
         tokens = torch.tensor([forced[row][number] for row in here], device=logits.device)
-        picked = logits.float().log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-        for row, value in zip(here, picked.tolist(), strict=True):
+        logs = logits.float().log_softmax(-1)
+        picked, best = logs.gather(1, tokens[:, None])[:, 0], (logs.argmax(-1) == tokens).tolist()
+        for row, value, agrees in zip(here, picked.tolist(), best, strict=True):
             scores[row] += value
+            greedy[row] &= agrees
         done = [number + 1 == len(forced[row]) for row in here]
         return tokens, torch.tensor(done, device=logits.device)
 
     run_rows(model, rows, memory, max(map(len, forced)), step)
-    return {row.index: score for row, score in zip(rows, scores, strict=True)}
+    scored = {row.index: Scored(row, scores[number], greedy[number]) for number, row in enumerate(rows)}
+    return [scored[row.index] for row in batch]
