@@ -6,7 +6,7 @@ A batch whose rows have different plans is one table with a row each, which lets
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,7 @@ from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
 from segregation.interventions.phase import PHASES, phase_numbers
 from segregation.interventions.rules import Plan
-from segregation.interventions.tables import Compiled, LayerTable, compile_plans
+from segregation.interventions.tables import Compiled, LayerTable, acting, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
@@ -67,10 +67,17 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
             edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             model.run.edits[block] = edits
         for layer in compiled.layers:
-            if layer in edits:
-                _edit_tokens(model, layer, edits[layer])
-            if layer in compiled.heads:
-                _edit_layer(model, layer, compiled.heads[layer], phases, present, plan_of[:, None])
+            edit, table = edits.get(layer), compiled.heads.get(layer)
+            scores = table.scores_at(present) if table else ()
+            calls = (
+                [model.attention_call(layer)] if edit or scores else []
+            )  # before anything later in the layer is read
+            if edit:
+                _edit_tokens(model, layer, edit, calls[0])
+            if table:
+                edits_now = model.run.edits_of(layer)
+                ranked = {score: functools.partial(head_scores, calls[0], score, edits=edits_now) for score in scores}
+                _edit_heads(model, layer, table, phases, present, plan_of[:, None], ranked)
 
 
 def _prompt_lengths(lengths: Int[Tensor, " prompt"] | None, positions: Positions) -> PromptLengths:
@@ -100,9 +107,8 @@ def _plan_of(plans: int, first: Int[Tensor, " batch"], batch: int | None) -> Int
     return first
 
 
-def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit) -> None:
+def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit, call: AttentionCall) -> None:
     """Recompute what attention returns in the rows whose pattern the edit changes; all others stay bit for bit."""
-    call = model.attention_call(layer)
     edits = model.run.edits_of(layer)
     before = edits[: edits.index(edit)]
     edit.prepare(call, before)
@@ -125,35 +131,31 @@ def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit) -> None:
     model.set_attention_output(layer, output, weights)
 
 
-def _edit_layer(
+def _edit_heads(
     model: HybridModel,
     layer: int,
     table: LayerTable,
     phases: Int[Tensor, "batch pos"],
     present: Sequence[int],
     rows: Int[Tensor, "batch 1"],
+    scores: Mapping[str, Callable[[int, int], HeadScores]],
 ) -> None:
-    """Do what the table says about the phases that are present, of which ``present`` counts the positions."""
+    """Do what the table says about the phases that are present, of which ``present`` counts the positions.
 
-    def here(acts: Sequence[bool]) -> bool:
-        return any(count and acting for count, acting in zip(present, acts, strict=True))
-
-    if here(table.edited):
+    ``scores`` gives, by name, those of the queries from one position to another.
+    """
+    if acting(present, table.edited):
         at = _span(phases, table.edited)
         part = phases[:, at]
-        keep = [table.heads[part, rows]] if here(table.named) else []
-        if scores := [score for score, acts in table.limited.items() if here(acts)]:
-            call = model.attention_call(layer)
-            edits = model.run.edits_of(layer)
-            for score in scores:
-                best = keep_top(head_scores(call, score, at.start, at.stop, edits), table.top[score][part, rows])
-                keep.append(best.transpose(1, 2))
+        keep = [table.heads[part, rows]] if acting(present, table.named) else []
+        for name, score in scores.items():
+            keep.append(keep_top(score(at.start, at.stop), table.top[name][part, rows]).transpose(1, 2))
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs
         stay = functools.reduce(torch.logical_and, keep).to(z.device)
         edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), stay).flatten(-2)
         projection.inputs = (_put(z, at, edited), *rest), kwargs
-    if here(table.bypassed):
+    if acting(present, table.bypassed):
         attention = model.attention(layer)
         output, *weights = attention.output
         stays = table.mixer[phases, rows].to(output.device)

@@ -1,7 +1,7 @@
 """Which rules a model, or a task, cannot follow."""
 
 from segregation.errors import PlanError
-from segregation.interventions.head_rules import KeepTopHeads
+from segregation.interventions.head_rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
@@ -26,17 +26,17 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
                 f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
             )
         return
-    layers = getattr(rule, "layers", "all")
-    for layer in () if layers == "all" else layers:
-        _check_layer(model, name, kind, layer)
-    heads = getattr(rule, "heads", "all")
-    for layer, head in () if heads == "all" else heads:
-        _check_layer(model, name, kind, layer)
-        if head >= model.n_heads:
-            raise PlanError(
-                f"{kind}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
-                f"{model.n_heads}), got head {head} of layer {layer}"
-            )
+    if not isinstance(rule, AblateHeads | KeepHeads) and rule.layers != "all":
+        for layer in rule.layers:
+            _check_layer(model, name, kind, layer)
+    if not isinstance(rule, AblateMixer) and rule.heads != "all":
+        for layer, head in rule.heads:
+            _check_layer(model, name, kind, layer)
+            if head >= model.n_heads:
+                raise PlanError(
+                    f"{kind}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
+                    f"{model.n_heads}), got head {head} of layer {layer}"
+                )
 
 
 def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None:

@@ -13,7 +13,7 @@ PAPER_PHASES: Mapping[str, Mapping[str, Phase]] = {
 }
 """What the paper's code of each model calls prefill and generation: they differ in ``LAST``."""
 
-AnyTokenRule = TypeVar("AnyTokenRule", HideTokens, OnlyTokens, BalanceTokens, HideAll)
+AnyTokenRule = TypeVar("AnyTokenRule", bound=HideTokens | OnlyTokens | BalanceTokens | HideAll)
 
 
 def paper(rule: AnyTokenRule) -> AnyTokenRule:

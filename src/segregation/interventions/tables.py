@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import cast
 
 import torch
@@ -20,6 +21,11 @@ from segregation.interventions.tokens import Kind, Step
 from segregation.models.hybrid import HybridModel
 
 _KINDS: Mapping[type, Kind] = {HideTokens: "hide", OnlyTokens: "only", BalanceTokens: "balance", HideAll: "nothing"}
+
+
+def acting(present: Sequence[int], acts: Sequence[bool]) -> bool:
+    """Whether a phase is present (``present`` counts the positions of each) in which something acts."""
+    return any(count and acts_here for count, acts_here in zip(present, acts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -45,6 +51,10 @@ class LayerTable:
     def limited(self) -> Mapping[str, tuple[bool, ...]]:
         """Per score, in which phases it decides about a head of some row."""
         return {score: tuple((k < self.heads.shape[-1]).any(-1).tolist()) for score, k in self.top.items()}
+
+    def scores_at(self, present: Sequence[int]) -> tuple[str, ...]:
+        """The scores that decide about a head in a phase that is present."""
+        return tuple(score for score, acts in self.limited.items() if acting(present, acts))
 
     @cached_property
     def bypassed(self) -> tuple[bool, ...]:
@@ -146,7 +156,7 @@ def _write(table: LayerTable, layer: int, rule: Rule, during: list[int], row: in
 
 def _token_groups(model: HybridModel, plans: Sequence[Plan]) -> Iterator[TokenGroup]:
     by_steps: dict[tuple[Step, ...], list[int]] = defaultdict(list)
-    of_plan = [tuple(rule for rule in plan.rules if isinstance(rule, tuple(_KINDS))) for plan in plans]
+    of_plan = [tuple(rule for rule in plan.rules if isinstance(rule, TokenRule)) for plan in plans]
     for row, rules in enumerate(of_plan):
         if rules:
             by_steps[tuple(map(_step, rules))].append(row)
@@ -155,7 +165,7 @@ def _token_groups(model: HybridModel, plans: Sequence[Plan]) -> Iterator[TokenGr
             layer: torch.zeros(len(steps), PHASES + 1, len(rows), model.n_heads, dtype=torch.bool, device=model.device)
             for layer in model.attention_layers
         }
-        for (layer, table), (own, row) in _product(acts, rows):
+        for (layer, table), (own, row) in product(acts.items(), enumerate(rows)):
             for number, rule in enumerate(of_plan[row]):
                 if rule.layers == "all" or layer in rule.layers:
                     heads = slice(None) if rule.heads == "all" else _named(rule.heads, layer, table)
@@ -167,12 +177,6 @@ def _token_groups(model: HybridModel, plans: Sequence[Plan]) -> Iterator[TokenGr
             tuple(of_plan[row] for row in rows),
             {layer: table for layer, table in acts.items() if table.any()},
         )
-
-
-def _product(acts: Mapping[int, Tensor], rows: Sequence[int]) -> Iterator[tuple[tuple[int, Tensor], tuple[int, int]]]:
-    for layer in acts.items():
-        for row in enumerate(rows):
-            yield layer, row
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segregation.errors import SampleError
 from segregation.interventions.phase import PHASES, Phase
-from segregation.interventions.tables import TokenGroup
+from segregation.interventions.tables import TokenGroup, acting
 from segregation.interventions.token_rules import EVERYWHERE, HideAll, TokenRule, spans_named
 from segregation.interventions.tokens import Step, edit_rows, span_mass
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
@@ -194,9 +194,7 @@ def edits_of_layers(
     """
     parts: dict[int, list[Part]] = {}
     for group, table in zip(groups, lookups, strict=True):
-        here = [
-            layer for layer, acts in group.phases.items() if any(n and a for n, a in zip(present, acts, strict=True))
-        ]
+        here = [layer for layer, acts in group.phases.items() if acting(present, acts)]
         if not here:
             continue
         at = torch.isin(plan_of, group.rows).nonzero().flatten()

@@ -19,7 +19,7 @@ def beyond_window(
         prompt_tokens: tokens of the prompt.
         tokens: positions that the model read, the prompt's and those after it.
 
-    >>> from segregation.interventions.token_rules import HideTokens
+    >>> from segregation.interventions.phase import Phase
     >>> spans = TokenSpans("a", (("needle", ((2, 3),)),))
     >>> beyond_window(Plan(HideTokens("needle", during=Phase.GENERATION)), spans, 8, 10, 14)
     {'needle': 3}

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-BLOCK = 32
-"""Tokens of the Mamba scan whose expanded inputs are held at once."""
+BLOCK = 2**19
+"""Numbers in the expanded inputs of the Mamba scan that are held at once: few enough to stay in a CPU's cache."""
 
 
 def rg_lru_scan(
@@ -51,8 +51,9 @@ def mamba_scan(
     steps, keys, inputs = dt.permute(2, 0, 1), B.permute(2, 0, 1).float(), hidden_states.permute(2, 0, 1).float()
     reads = C.transpose(1, 2)
     outputs: list[Tensor] = []
-    for start in range(0, length, BLOCK):
-        block = slice(start, start + BLOCK)
+    tokens = max(1, BLOCK // state.numel())
+    for start in range(0, length, tokens):
+        block = slice(start, start + tokens)
         step = steps[block].contiguous()[..., None]
         decay = (A * step).exp_()
         state_in = (step * keys[block, :, None]).mul_(inputs[block].contiguous()[..., None])
