@@ -7,7 +7,7 @@ from typing import Any
 import tyro
 from rich.console import Console
 
-from segregation.cli import refusing
+from segregation.errors import refusing
 from segregation.report.html import write_report
 from segregation.report.tables import claims_table
 

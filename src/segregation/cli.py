@@ -1,10 +1,7 @@
 """The ``segregation`` command: list and check models, run one needle grid under a plan, report on a run."""
 
-import contextlib
 import dataclasses
 import json
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,14 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from segregation.errors import PlanError, SegregationError
+from segregation.errors import PlanError, refusing
 from segregation.interventions.head_rules import HeadScore
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.prompts.grid import Grid
 
-BAD_INPUT = 2
-"""Exit code for input that is refused."""
 FAILED_CHECK = 1
 """Exit code for a model that fails a check."""
 
@@ -163,14 +158,7 @@ class Niah:
                 f"--score says which heads --keep-top-heads keeps; got --score {self.score!r} without it. "
                 "Add --keep-top-heads K or leave --score out (a plan of a file names its own score)"
             )
-        if self.plan is None:
-            return Plan(*flags)
-        try:
-            return Plan.from_json(self.plan.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PlanError(
-                f"the plan {str(self.plan)!r} cannot be read ({error.strerror}); name a JSON file"
-            ) from error
+        return Plan(*flags) if self.plan is None else Plan.from_file(self.plan)
 
 
 @dataclass(frozen=True)
@@ -208,16 +196,6 @@ class Report:
 
 
 COMMANDS: dict[str, Any] = {"models": Models, "check": Check, "niah": Niah, "report": Report}
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Turn refused input into one line on standard error and exit code 2; other errors keep their traceback."""
-    try:
-        yield
-    except SegregationError as error:
-        print(f"segregation: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
 
 
 def main(args: list[str] | None = None) -> None:

@@ -1,4 +1,11 @@
-"""What can be wrong with an input, one error class per noun."""
+"""What can be wrong with an input, one error class per noun, and how a command says so."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+
+BAD_INPUT = 2
+"""Exit code for input that is refused."""
 
 
 class SegregationError(ValueError):
@@ -27,3 +34,19 @@ class RecordError(SegregationError):
 
 class ScoreError(SegregationError):
     """A score or statistic that its records do not allow: too few of them, unpaired, or of another kind."""
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turn refused input into one line on standard error and exit code 2; other errors keep their traceback.
+
+    >>> with refusing():
+    ...     raise PlanError("k must be in 0..10, got 32")
+    Traceback (most recent call last):
+    SystemExit: 2
+    """
+    try:
+        yield
+    except SegregationError as error:
+        print(f"segregation: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None

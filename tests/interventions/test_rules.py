@@ -117,3 +117,18 @@ def test_contradictions(rules, why: str):
 )
 def test_rules_that_go_together(rules):
     assert Plan(*rules).rules == rules
+
+
+def test_a_plan_comes_from_a_file_that_holds_one(tmp_path):
+    plan = Plan(KeepTopHeads(2, during=Phase.DECODE))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    (tmp_path / "weights.bin").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "notes.txt").write_text("two heads")
+    assert Plan.from_file(tmp_path / "plan.json") == plan
+    for name, why in (
+        ("absent.json", "No such file"),
+        ("weights.bin", "it is no text"),
+        ("notes.txt", "a plan in JSON"),
+    ):
+        with pytest.raises(PlanError, match=why):
+            Plan.from_file(str(tmp_path / name))

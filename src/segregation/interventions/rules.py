@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from segregation.errors import PlanError
@@ -84,6 +85,20 @@ class Plan:
             raise PlanError(
                 f'a plan in JSON is {{"rules": [{{"rule": NAME, ...}}]}}, got {text[:120]!r} ({error})'
             ) from error
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "Plan":
+        """Read the plan of a JSON file, which holds what ``to_json`` writes.
+
+        Raises:
+            PlanError: a file that cannot be read, or holds no plan.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise PlanError(f"the plan {str(path)!r} cannot be read ({reason}); name a JSON file") from error
+        return cls.from_json(text)
 
     def enter(self, model: "HybridModel") -> "HybridModel":
         """The model with this plan stored on it; ``model.intervene(plan)`` calls this.
