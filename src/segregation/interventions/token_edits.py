@@ -47,7 +47,13 @@ def members(rule: TokenRule, spans: TokenSpans | None, prompt_length: int) -> tu
                 found |= set(range(prompt_length))
             elif name != "new":
                 assert spans is not None
-                found |= set(spans.tokens(name, occurrence))
+                tokens = spans.tokens(name, occurrence)
+                if max(tokens, default=0) >= prompt_length:
+                    raise SampleError(
+                        f"{name!r} of sample {spans.sample_id!r} reaches token {max(tokens)}, but the prompt has "
+                        f"{prompt_length} tokens; a span lies within the prompt, so give prompt_lengths that hold it"
+                    )
+                found |= set(tokens)
         return found
 
     new = bool({"new", "everything"} & set(names)) and not {"new", "everything"} & set(but)
@@ -126,15 +132,15 @@ class TokenEdit:
             touched = torch.zeros_like(changed[part.at])
             totals = self.totals.get(number)
             for step, named, acts in zip(part.steps, part.named, part.acts, strict=True):
-                member = self._member(part.at, named, first_key, first_key + logs.shape[-1])
-                here = acts[:, start:stop].transpose(1, 2)
+                position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
                 own, now = edit_rows(
                     step,
                     own,
                     seen,
-                    member,
-                    here,
+                    self._member(part.at, named, position),
+                    acts[:, start:stop].transpose(1, 2),
                     prefill[part.at],
+                    position < self.lengths[part.at][:, None] - 1,
                     None if totals is None else totals[:, :, start:stop],
                 )
                 touched = touched | now
@@ -154,20 +160,25 @@ class TokenEdit:
                 first_key = call.first_key(start)
                 for edit in before:
                     logs = edit(logs, visible, start, first_key)
-                member = self._member(part.at, part.named[-1], first_key, first_key + logs.shape[-1])
+                position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
+                member = self._member(part.at, part.named[-1], position)
                 mass = span_mass(logs[part.at], visible.expand(len(logs), -1, -1, -1)[part.at], member)
                 phases = self.phases[part.at, start:stop][:, None].expand(mass.shape)
                 sums.scatter_add_(2, phases, mass)
             phases = self.phases[part.at][:, None].expand(-1, sums.shape[1], -1)
             self.totals[number] = sums.gather(2, phases).log()
 
-    def _member(self, at: Tensor, named: Tensor, first_key: int, keys: int) -> Bool[Tensor, "row src"]:
-        """Which of the keys ``first_key..keys`` a rule names, per row of a part."""
+    def _key_positions(self, at: Tensor, first_key: int, keys: int) -> Int[Tensor, "row src"]:
+        """The absolute positions of the keys ``first_key..keys``; those of padding are negative."""
         own, length = self.positions[at], self.positions.shape[1]
         past = own[:, :1] - torch.arange(keys - length, 0, -1, device=own.device)
-        position = torch.cat([past, own], dim=1)[:, first_key:]
-        column = position.clamp(min=0).where(position < self.lengths[at][:, None], named.shape[1] - 1)
-        return named.gather(1, column.clamp(max=named.shape[1] - 1)) & (position >= 0)
+        return torch.cat([past, own], dim=1)[:, first_key:]
+
+    def _member(self, at: Tensor, named: Tensor, position: Int[Tensor, "row src"]) -> Bool[Tensor, "row src"]:
+        """Which keys a rule names, per row of a part."""
+        new = named.shape[1] - 1
+        column = torch.where(position < self.lengths[at][:, None], position.clamp(0, new), new)
+        return named.gather(1, column) & (position >= 0)
 
 
 def edits_of_layers(
