@@ -10,9 +10,10 @@ from pathlib import Path
 
 import segregation as sg
 from experiments.launch import main
+from experiments.options import Common
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import TINY_LENGTHS_TWICE, Grid
-from segregation.runs.fill import fill_generate, fill_loglikelihood, open_run
+from segregation.runs.fill import fill_generate, fill_loglikelihood
 
 ONCE = (sg.Phase.PREFILL, sg.Phase.LAST, sg.Phase.DECODE, sg.Phase.GENERATION, sg.Phase.ALL)
 TWICE = (sg.Phase.GENERATION, sg.Phase.ALL)
@@ -21,37 +22,23 @@ ABLATED = sg.Plan(sg.AblateHeads("all", during=sg.Phase.ALL))
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Common):
     """What to run.
 
     Attributes:
-        model: bundled name, folder or hub id.
         once: samples whose context is read once.
         twice: samples whose context is read twice.
         n_facts: facts asked, as a control.
-        max_new_tokens: new tokens per sample (the paper's number); the needles of the grids are shorter.
-        batch_size: rows decoded together.
-        device: where the model goes, "cpu" or "cuda".
-        runs: the folder that run folders go to.
-        resume: go on with the run that is there.
     """
 
-    model: str = "tiny-recurrentgemma"
     once: Grid = field(default_factory=Grid)
     twice: Grid = field(default_factory=lambda: Grid(lengths=TINY_LENGTHS_TWICE, readings=2))
     n_facts: int = 100
-    max_new_tokens: int = 40
-    batch_size: int | None = None
-    device: str = "cpu"
-    runs: Path = Path("runs")
-    resume: bool = False
 
 
 def run(options: Options) -> Path:
     """Run what is missing; the run folder."""
-    model = sg.load_model(options.model, device_map=options.device)
-    name = f"{Path(options.model).name}-attention-ablation"
-    folder = open_run(options.runs, name, model, options, resume=options.resume)
+    model, folder = options.start("attention-ablation")
     for grid, phases in ((options.once, ONCE), (options.twice, TWICE)):
         fill_generate(
             folder,
@@ -60,11 +47,10 @@ def run(options: Options) -> Path:
             [sg.Plan(), *(sg.Plan(sg.AblateHeads("all", during=during)) for during in phases)],
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
-            title=f"{Path(options.model).name}, read {grid.readings}x",
+            title=f"{options.model_name}, ablation, read {grid.readings}x",
         )
-    fill_loglikelihood(
-        folder, model, facts(options.n_facts), [sg.Plan(), ABLATED], title=f"{Path(options.model).name}, facts"
-    )
+    title = f"{options.model_name}, ablation, facts"
+    fill_loglikelihood(folder, model, facts(options.n_facts), [sg.Plan(), ABLATED], title=title)
     return folder.path
 
 

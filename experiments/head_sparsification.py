@@ -2,8 +2,8 @@
 
     python -m experiments.head_sparsification --model tiny-jamba
 
-Claims ``sparsity``, ``random-heads`` and ``benchmarks`` of arXiv 2510.19861 (section on head sparsification); controls:
-random heads, 20 draws for every k, and facts.
+Claims ``sparsity`` and ``random-heads`` of arXiv 2510.19861 (section on head sparsification); control: random heads, 20
+draws for every k.
 """
 
 from dataclasses import dataclass, field
@@ -11,49 +11,33 @@ from pathlib import Path
 
 import segregation as sg
 from experiments.launch import main
+from experiments.options import Common
 from segregation.interventions.draws import random_heads
 from segregation.interventions.head_rules import HeadScore
-from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
-from segregation.runs.fill import fill_groups, fill_loglikelihood, open_run
+from segregation.runs.fill import fill_groups
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(Common):
     """What to run.
 
     Attributes:
-        model: bundled name, folder or hub id.
         grid: the samples.
         draws: random draws per k, each on its own share of the samples.
         short: the samples of plans in all phases, each of which needs a prefill of its own.
-        n_facts: facts asked.
-        max_new_tokens: new tokens per sample (the paper's number); the needles of the grids are shorter.
-        batch_size: rows decoded together.
-        device: where the model goes, "cpu" or "cuda".
         seed: of the random draws.
-        runs: the folder that run folders go to.
-        resume: go on with the run that is there.
     """
 
-    model: str = "tiny-recurrentgemma"
     grid: Grid = field(default_factory=Grid)
     draws: int = 20
     short: Grid = field(default_factory=lambda: Grid(lengths=(128, 192)))
-    n_facts: int = 60
-    max_new_tokens: int = 40
-    batch_size: int | None = None
-    device: str = "cpu"
     seed: int = 0
-    runs: Path = Path("runs")
-    resume: bool = False
 
 
 def run(options: Options) -> Path:
     """Run what is missing; the run folder."""
-    model = sg.load_model(options.model, device_map=options.device)
-    name = f"{Path(options.model).name}-head-sparsification"
-    folder = open_run(options.runs, name, model, options, resume=options.resume)
+    model, folder = options.start("head-sparsification")
     samples, short = options.grid.samples(model.tokenizer), options.short.samples(model.tokenizer)
 
     def chosen(during: sg.Phase, *scores: HeadScore) -> list[sg.Plan]:
@@ -80,12 +64,8 @@ def run(options: Options) -> Path:
             groups,
             max_new_tokens=options.max_new_tokens,
             batch_size=options.batch_size,
-            title=f"{Path(options.model).name}, {title}",
+            title=f"{options.model_name}, heads kept, {title}",
         )
-    by_entropy = [sg.Plan(sg.KeepTopHeads(k, during=sg.Phase.GENERATION)) for k in range(model.n_heads + 1)]
-    ablated = sg.Plan(sg.AblateHeads("all", during=sg.Phase.ALL))
-    plans = [sg.Plan(), ablated, *by_entropy]
-    fill_loglikelihood(folder, model, facts(options.n_facts), plans, title=f"{Path(options.model).name}, facts")
     return folder.path
 
 

@@ -8,11 +8,14 @@ Writes one run folder per experiment and model below ``runs/reproduce``, and the
 
 import functools
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from experiments import attention_ablation, head_sparsification
+from experiments import attention_ablation, benchmarks, head_sparsification, needle_visibility
 from experiments.launch import main
+from experiments.options import Common
 from segregation.runs.progress import side_by_side
 
 
@@ -24,6 +27,8 @@ class Options:
         models: bundled names, folders or hub ids.
         ablation: sizes of the attention ablation.
         sparsification: sizes of the head sparsification.
+        visibility: sizes of the needle visibility.
+        tasks: sizes of the benchmarks, which keep as many heads as the sparsification finds.
         device: where the models go, "cpu" or "cuda".
         root: the folder that everything goes to.
         workers: processes that work side by side, each with its share of the cores.
@@ -32,19 +37,35 @@ class Options:
     models: tuple[str, ...] = ("tiny-jamba", "tiny-recurrentgemma")
     ablation: attention_ablation.Options = field(default_factory=attention_ablation.Options)
     sparsification: head_sparsification.Options = field(default_factory=head_sparsification.Options)
+    visibility: needle_visibility.Options = field(default_factory=needle_visibility.Options)
+    tasks: benchmarks.Options = field(default_factory=benchmarks.Options)
     device: str = "cpu"
     root: Path = Path("runs/reproduce")
     workers: int = min(4, os.cpu_count() or 1)
 
 
+Chain = Sequence[tuple[Callable[[Any], Path], Common]]
+"""Experiments with their options, each of which needs those before it."""
+
+
+def run_chain(chain: Chain) -> None:
+    """Run experiments one after the other."""
+    for run_one, sizes in chain:
+        run_one(sizes)
+
+
 def run(options: Options) -> Path:
     """Run what is missing; the folder of all runs."""
     common = {"device": options.device, "runs": options.root, "resume": True}
-    experiments = ((attention_ablation.run, options.ablation), (head_sparsification.run, options.sparsification))
+    chains: tuple[Chain, ...] = (
+        ((head_sparsification.run, options.sparsification), (benchmarks.run, options.tasks)),
+        ((needle_visibility.run, options.visibility),),
+        ((attention_ablation.run, options.ablation),),
+    )
     jobs = [
-        functools.partial(run_one, replace(sizes, model=model, **common))
+        functools.partial(run_chain, [(run_one, replace(sizes, model=model, **common)) for run_one, sizes in chain])
+        for chain in chains
         for model in options.models
-        for run_one, sizes in experiments
     ]
     side_by_side(jobs, options.workers)
     return options.root

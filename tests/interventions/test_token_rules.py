@@ -221,7 +221,7 @@ def test_only_is_hiding_everything_else_and_hiding_all_is_ablating(model: Hybrid
 
 
 def test_the_recurrent_layers_read_every_token(model: HybridModel):
-    """Before the first attention layer nothing changes; a 2-D mask with zeros blinds them too, so it is no such rule."""
+    """Before the first attention layer nothing changes; a 2-D mask with zeros is not such a rule: it blinds them."""
     first = model.recurrent_layers[0]
 
     def state(plan: Plan) -> Tensor:

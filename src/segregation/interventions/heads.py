@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from segregation.shapes import HeadMask, HeadScores, Pattern
+from segregation.shapes import HeadMask, HeadScores, Pattern, PositionMask
 
 
 def entropy(pattern: Pattern) -> Float[Tensor, "batch head dest"]:
@@ -64,6 +64,16 @@ def keep_top(scores: HeadScores, k: Int[Tensor, "batch pos"] | int) -> HeadMask:
         k if isinstance(k, int) else k[:, None]
     )
     return torch.empty_like(order, dtype=torch.bool).scatter_(1, order, among.expand(order.shape))
+
+
+def tied(scores: HeadScores, k: int) -> PositionMask:
+    """Where the k-th best head and the next one score the same, so that which is kept is decided by a tie.
+
+    >>> tied(torch.tensor([[[1.0, 3.0], [2.0, 2.0], [1.0, 2.0]]]), 2).tolist()
+    [[True, True]]
+    """
+    ordered = scores.sort(dim=1, descending=True).values
+    return ordered[:, k - 1] == ordered[:, k]
 
 
 def ablate(z: Float[Tensor, "batch pos head d_head"], keep: Bool[Tensor, "batch pos head"]) -> Tensor:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import TypeVar
 
+from segregation.errors import PlanError
 from segregation.interventions.phase import Phase
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 
@@ -12,6 +13,24 @@ PAPER_PHASES: Mapping[str, Mapping[str, Phase]] = {
     "jamba": {"prefill": Phase.PREFILL | Phase.LAST, "generation": Phase.DECODE},
 }
 """What the paper's code of each model calls prefill and generation: they differ in ``LAST``."""
+
+
+def paper_phases(family: str) -> Mapping[str, Phase]:
+    """What the paper's code of a family calls ``"prefill"`` and ``"generation"``.
+
+    Raises:
+        PlanError: a family that the paper has no code for.
+
+    >>> str(paper_phases("jamba")["prefill"])
+    'PREFILL|LAST'
+    """
+    if family not in PAPER_PHASES:
+        raise PlanError(
+            f"the paper's code knows {', '.join(PAPER_PHASES)}, not {family!r}, so it has no phases to take over; name "
+            "the phases yourself: those of the other two differ in LAST only"
+        )
+    return PAPER_PHASES[family]
+
 
 AnyTokenRule = TypeVar("AnyTokenRule", bound=HideTokens | OnlyTokens | BalanceTokens | HideAll)
 

@@ -89,7 +89,7 @@ class BalanceTokens:
     """Attention sees nothing but a span, every token of it equally: p_N = (sum over N of p) / n on each.
 
     n counts the span's visible tokens (with ``causal`` off, in ``PREFILL``, those still to come there too).
-    Renormalised, as it is by default, each weight is 1 / n. The other attributes and errors are those of ``HideTokens``.
+    Renormalised, as it is by default, each weight is 1 / n. All else is as in ``HideTokens``.
 
     Attributes:
         summed_over: ``"row"``, or ``"phase"``: the sum also runs over all rows of the same phase in the forward pass,
