@@ -21,6 +21,7 @@ from rich.markdown import Markdown
 import segregation as sg
 from experiments.options import Common
 from segregation.cli import refusing
+from segregation.errors import SampleError
 from segregation.interventions.apply import head_scores
 from segregation.interventions.heads import keep_top, tied
 from segregation.prompts.grid import Grid
@@ -167,17 +168,20 @@ def compared(options: Options, records: Sequence[Record], pair: Pair, samples: S
 
 def depth_findings(options: Options, model: sg.HybridModel) -> Iterator[Finding]:
     """How far the depths of the shortest column of the paper's grid are from the nominal ones, and how many."""
-    ways = {"200 of 250 tokens kept free": "paper", "the whole context is haystack and needle": None}
+    theirs, ours = "200 of 250 tokens kept free", "the whole context is haystack and needle"
+    what = ("nominal depth, 250 tokens", options.model_name, "|nominal - measured depth| (percent)", theirs, ours)
     off, distinct = [], []
-    for preset in ways.values():
-        grid = sg.needle_grid(model.tokenizer, (sg.PAPER_LENGTHS[0],), sg.PAPER_DEPTHS, preset=preset)
+    for preset in ("paper", None):
+        try:
+            grid = sg.needle_grid(model.tokenizer, (sg.PAPER_LENGTHS[0],), sg.PAPER_DEPTHS, preset=preset)
+        except SampleError as error:
+            yield Finding(*what, None, None, f"does not arise: {error}")
+            return
         depths = [(float(s.metadata["depth_percent"] or 0), float(s.metadata["measured_depth"] or 0)) for s in grid]
         off.append(bootstrap_mean([abs(nominal - measured) for nominal, measured in depths]))
         distinct.append(len({round(measured, 6) for _, measured in depths}))
-    theirs, ours = ways
     note = f"distinct depths of {len(sg.PAPER_DEPTHS)}: {distinct[0]} their way, {distinct[1]} ours"
-    what = ("nominal depth, 250 tokens", options.model_name, "|nominal - measured depth| (percent)")
-    yield Finding(*what, theirs, ours, off[0], off[1], note)
+    yield Finding(*what, off[0], off[1], note)
 
 
 def window_finding(options: Options, records: Sequence[Record], far: Sequence[sg.Sample]) -> Finding:
