@@ -18,6 +18,10 @@ PLANS = [
     sg.Plan(sg.AblateHeads("all", during=sg.Phase.DECODE)),
     sg.Plan(sg.AblateHeads("all", during=sg.Phase.PREFILL)),
     sg.Plan(sg.KeepTopHeads(4, "l2", during=sg.Phase.ALL)),
+    sg.Plan(sg.HideTokens("needle", during=sg.Phase.GENERATION)),
+    sg.Plan(sg.HideTokens("context", but="needle")),
+    sg.Plan(sg.OnlyTokens("needle"), sg.KeepTopHeads(4)),
+    sg.Plan(sg.paper(sg.BalanceTokens("needle", during=sg.Phase.PREFILL))),
 ]
 
 
