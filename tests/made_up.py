@@ -3,6 +3,7 @@
 import itertools
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segregation.interventions.draws import random_heads
@@ -36,17 +37,31 @@ def needles(
     ]
 
 
-def facts(n: int) -> list[Sample]:
-    choices = (" one", " two", " six", " ten")
+def asked(task: str, n: int, choices: tuple[str, ...]) -> list[Sample]:
+    metadata = {"task": task, "chance": 1 / len(choices)}
     return [
-        Sample(id=f"facts/{i}", prompt="Q:", target=" one", choices=choices, metadata={"task": "facts"})
-        for i in range(n)
+        Sample(id=f"{task}/{i}", prompt="Q:", target=choices[0], choices=choices, metadata=metadata) for i in range(n)
     ]
 
 
-def recorded(samples: Sequence[Sample], plans: Sequence[Plan], right: Right, *, model: str = "made-up") -> list[Record]:
+def facts(n: int) -> list[Sample]:
+    return asked("facts", n, (" one", " two", " six", " ten"))
+
+
+def classic(samples: Sequence[Sample]) -> list[Sample]:
+    """The same cells with the paper's needle."""
+    return [
+        replace(sample, id=f"classic/{sample.id}", metadata={**sample.metadata, "needle": "classic"})
+        for sample in samples
+    ]
+
+
+def recorded(
+    samples: Sequence[Sample], plans: Sequence[Plan], right: Right, *, model: str = "made-up", family: str = ""
+) -> list[Record]:
     """One record per sample and plan: the needle (or the right choice) where ``right`` says so."""
     texts = {plan: {"plan": plan.to_json(), "plan_hash": plan.hash} for plan in plans}
+    described = {"name": f"models/{model}", **({"family": family} if family else {})}
     records = []
     for sample, plan in itertools.product(samples, plans):
         ok = right(plan, sample)
@@ -54,7 +69,7 @@ def recorded(samples: Sequence[Sample], plans: Sequence[Plan], right: Right, *, 
         if sample.choices:
             scores = (-1.0 if ok else -3.0, *[-2.0] * (len(sample.choices) - 1))
             outcome = {"kind": "loglikelihood", "loglikelihoods": scores, "token_counts": (1,) * len(scores)}
-        records.append(Record.of(sample, prompt_tokens=9, model={"name": f"models/{model}"}, **texts[plan], **outcome))
+        records.append(Record.of(sample, prompt_tokens=9, model=described, **texts[plan], **outcome))
     return records
 
 

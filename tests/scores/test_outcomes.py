@@ -12,6 +12,12 @@ def test_an_outcome_says_what_was_asked_and_whether_it_came() -> None:
     assert outcome.correct and outcome.value == 1
 
 
+def test_an_outcome_has_the_family_of_its_model_and_the_chance_of_its_task() -> None:
+    (needle,) = outcomes(recorded(needles(lengths=[128], depths=[0]), [Plan()], lambda plan, sample: True))
+    (fact,) = outcomes(recorded(facts(1), [Plan()], lambda plan, sample: True, family="jamba"))
+    assert (needle.family, needle.chance, fact.family, fact.chance) == ("", 0, "jamba", 0.25)
+
+
 def test_part_of_a_needle_has_a_value_but_is_not_correct() -> None:
     (outcome,) = outcomes(recorded(needles(lengths=[128], depths=[0]), [Plan()], lambda plan, sample: False))
     assert not outcome.correct and 0 <= outcome.value < 1

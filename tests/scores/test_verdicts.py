@@ -4,12 +4,13 @@ from collections.abc import Callable
 
 import pytest
 
+from segregation.errors import ScoreError
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import KeepTopHeads, Plan
 from segregation.prompts.sample import Sample
 from segregation.scores.claims import Claim
 from segregation.scores.outcomes import outcomes, sweep_point
-from segregation.scores.verdicts import decide
+from segregation.scores.verdicts import decide, smallest_k
 from tests.made_up import ABLATED, Right, ablation_plans, ablation_records, facts, needles, recorded, sweep_records
 
 PAPER = "as in the paper: without attention no needle, but facts"
@@ -124,6 +125,17 @@ def test_the_number_of_sparsity_is_the_one_its_verdict_is_about() -> None:
 def test_a_few_values_of_k_are_no_sweep(ks: tuple[int, ...]) -> None:
     plans = [Plan(), *(Plan(KeepTopHeads(k, during=Phase.GENERATION)) for k in ks)]
     assert decide(outcomes(recorded(needles(), plans, lambda plan, sample: True))) == []
+
+
+@pytest.mark.parametrize(("needed", "k"), [(3, 3), (0, 1), (7, 4)])
+def test_the_smallest_k_is_one_to_half_of_the_heads(needed: int, k: int) -> None:
+    assert smallest_k(outcomes(sweep_records(keeping(lambda choice: needed)))) == k
+
+
+def test_without_a_base_the_smallest_k_is_half_of_the_heads_and_without_a_sweep_there_is_none() -> None:
+    assert smallest_k(outcomes(sweep_records(lambda plan, sample: False))) == 4
+    with pytest.raises(ScoreError, match="head_sparsification"):
+        smallest_k(outcomes(ablation_records(as_in_the_paper)))
 
 
 def test_random_heads_that_do_as_well_fail_their_claim() -> None:

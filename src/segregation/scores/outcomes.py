@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 
 from segregation.interventions.phase import Phase
@@ -18,21 +18,25 @@ class Outcome:
 
     Attributes:
         model: the model's name.
+        family: the family of models that it belongs to; empty if its record does not say.
         task: the task of the sample, ``"needle"`` unless its metadata names another.
         sample_id: equal for the same sample under different plans, so plans can be compared sample by sample.
         plan: what was done to the model.
         correct: exact retrieval; for a choice task, the right choice by log-likelihood.
         value: the score in 0..1 (the rubric's mean; for a choice task, 0 or 1).
         metadata: the sample's.
+        beyond_window: per span, at how many positions a rule had nothing to act on (as in ``Record``).
     """
 
     model: str
+    family: str
     task: str
     sample_id: str
     plan: Plan
     correct: bool
     value: float
     metadata: Mapping[str, str | int | float | bool | None]
+    beyond_window: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def readings(self) -> int:
@@ -48,6 +52,16 @@ class Outcome:
     def depth_percent(self) -> float:
         """Nominal depth of the needle, 0 (start) to 100 (end)."""
         return float(self.metadata.get("depth_percent") or 0)
+
+    @property
+    def classic(self) -> bool:
+        """Whether the needle is the one of arXiv 2510.19861, about San Francisco."""
+        return self.metadata.get("needle") == "classic"
+
+    @property
+    def chance(self) -> float:
+        """Share of its task that a guess gets right; 0 where the sample does not say."""
+        return float(self.metadata.get("chance") or 0)
 
 
 @dataclass(frozen=True)
@@ -115,10 +129,12 @@ def _outcome(record: Record) -> Outcome:
         value = float(correct)
     return Outcome(
         model=PurePath(str(record.model.get("name", "unnamed"))).name,
+        family=str(record.model.get("family") or ""),
         task=str(record.metadata.get("task", "needle")),
         sample_id=record.sample_id,
         plan=_plan(record.plan),
         correct=correct,
         value=value,
         metadata=record.metadata,
+        beyond_window=record.beyond_window,
     )

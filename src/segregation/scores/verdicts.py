@@ -4,40 +4,31 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from segregation.interventions.phase import Phase
-from segregation.interventions.rules import AblateHeads, Plan
-from segregation.scores.claims import Claim, Verdict
-from segregation.scores.outcomes import Outcome, Sweep, sweep_point
-from segregation.scores.statistics import Interval, bootstrap_mean, bootstrap_retention, mcnemar, wilson
-
-BASE_NEEDED = 0.95
-"""Share of right answers that the untouched model must reach before a claim about it is decided."""
-GONE = 0.05
-"""At most this share of exact retrievals counts as none."""
-KEPT = 0.95
-"""At least this share of base retrieval counts as kept."""
-KNOWLEDGE_KEPT = 0.74
-"""The paper's 84% of MMLU accuracy at a base of .66, corrected for chance (.25)."""
-CHANCE = 0.25
-"""Share of four-choice questions that a guess gets right."""
-
-BASE = Plan()
-ABLATED = Plan(AblateHeads("all", during=Phase.ALL))
-
-STATEMENTS: dict[str, tuple[str, str | None]] = {
-    "ablation": ("with every attention head ablated in all phases, exact retrieval is 0", "0% on three models"),
-    "jrt": ("reading the context twice does not restore it", "no recovery"),
-    "sparsity": (
-        "some k <= 50% of the heads per layer, by entropy in generation, keeps >= 95% of base retrieval",
-        "15% of heads (Jamba, 5 of 32)",
-    ),
-    "random-heads": ("at the same k, random heads do not keep it", None),
-    "benchmarks": (
-        "with k heads in generation, and with none at all, facts keep 74% of their chance-corrected accuracy",
-        "84% of MMLU (raw); corrected for chance, 74%",
-    ),
-}
-"""What each claim says, and the paper's own value."""
+from segregation.errors import ScoreError
+from segregation.interventions.rules import Plan
+from segregation.scores.claims import Claim
+from segregation.scores.deciding import (
+    ABLATED,
+    GONE,
+    KEPT,
+    against_base,
+    at_least,
+    at_most,
+    base_of,
+    base_problem,
+    below,
+    claim_of,
+    entropy_sweep,
+    needles,
+    rate,
+    retained,
+    sparsest,
+    sweep_of,
+)
+from segregation.scores.knowledge import benchmarks
+from segregation.scores.outcomes import Outcome
+from segregation.scores.statistics import Interval, bootstrap_mean
+from segregation.scores.visibility import context_somewhere, needle_in_generation, prefill_nonsense
 
 
 def decide(outcomes: Sequence[Outcome]) -> list[Claim]:
@@ -48,8 +39,30 @@ def decide(outcomes: Sequence[Outcome]) -> list[Claim]:
         sparsity,
         random_heads,
         benchmarks,
+        needle_in_generation,
+        context_somewhere,
+        prefill_nonsense,
     )
     return [claim for decider in deciders if (claim := decider(outcomes)) is not None]
+
+
+def smallest_k(outcomes: Sequence[Outcome]) -> int:
+    """How many heads per layer ``sparsity`` and ``random-heads`` are about: 1 to half of them.
+
+    It is the smallest k of the sweep by entropy in generation that keeps 95% of base retrieval, and half of the heads
+    where none does or the untouched model retrieves too little to tell.
+
+    Raises:
+        ScoreError: there is no such sweep.
+    """
+    kept = entropy_sweep(outcomes)
+    if not kept:
+        raise ScoreError(
+            "the number of heads is read from a sweep by entropy in generation, k from 0 to all heads, which these "
+            "records do not hold; make one with `python -m experiments.head_sparsification`"
+        )
+    base = base_of([row for rows in kept.values() for row in rows], outcomes)
+    return max(1, max(kept) // 2) if base_problem(base) else sparsest(kept, base)[1]
 
 
 def ablation(outcomes: Sequence[Outcome]) -> Claim | None:
@@ -57,16 +70,20 @@ def ablation(outcomes: Sequence[Outcome]) -> Claim | None:
 
     Control: under the same ablation facts are answered better than by chance, so the model is not merely broken.
     """
-    ablated, facts = _needles(outcomes, ABLATED), _facts(outcomes, ABLATED)
+    ablated, facts = needles(outcomes, ABLATED), [o for o in outcomes if o.task == "facts" and o.plan == ABLATED]
     if not ablated:
         return None
-    rate, problem = _rate(ablated), _base_problem(_needles(outcomes, BASE))
+    left, problem = rate(ablated), base_problem(base_of(ablated, outcomes))
     if not problem and not facts:
         problem = "its control, facts under the same ablation, was not run"
-    if not problem and _rate(facts).low <= CHANCE:
-        problem = f"the ablated model answers facts at {_rate(facts).value:.0%}, so it may be merely broken"
-    note = problem or f"control: under the same ablation {_rate(facts).value:.0%} of the facts are right (chance 25%)"
-    return _claim("ablation", ablated, rate, "undecided" if problem else _at_most(rate, GONE), note)
+    if not problem and rate(facts).low <= facts[0].chance:
+        problem = f"the ablated model answers facts at {rate(facts).value:.0%}, so it may be merely broken"
+    if not problem:
+        known, chance = rate(facts).value, facts[0].chance
+        note = f"control: under the same ablation {known:.0%} of the facts are right (chance {chance:.0%})"
+    else:
+        note = problem
+    return claim_of("ablation", ablated, left, "undecided" if problem else at_most(left, GONE), note)
 
 
 def just_read_twice(outcomes: Sequence[Outcome]) -> Claim | None:
@@ -74,16 +91,16 @@ def just_read_twice(outcomes: Sequence[Outcome]) -> Claim | None:
 
     Control: read once, the same ablation does destroy it; otherwise there is nothing to restore.
     """
-    twice, once = _needles(outcomes, ABLATED, readings=2), _needles(outcomes, ABLATED)
+    twice, once = needles(outcomes, ABLATED, readings=2), needles(outcomes, ABLATED)
     if not twice:
         return None
-    rate, problem = _rate(twice), _base_problem(_needles(outcomes, BASE, readings=2))
+    left, problem = rate(twice), base_problem(base_of(twice, outcomes))
     if not problem and not once:
         problem = "its control, the same ablation on a context read once, was not run"
-    if not problem and _at_most(_rate(once), GONE) != "holds":
-        problem = f"there may be nothing to restore: read once, {_rate(once).value:.0%} is retrieved"
+    if not problem and at_most(rate(once), GONE) != "holds":
+        problem = f"there may be nothing to restore: read once, {rate(once).value:.0%} is retrieved"
     note = problem or "share retrieved with the context read twice and every head ablated"
-    return _claim("jrt", twice, rate, "undecided" if problem else _at_most(rate, GONE), note)
+    return claim_of("jrt", twice, left, "undecided" if problem else at_most(left, GONE), note)
 
 
 def sparsity(outcomes: Sequence[Outcome]) -> Claim | None:
@@ -93,23 +110,23 @@ def sparsity(outcomes: Sequence[Outcome]) -> Claim | None:
     rate does, or at half of the heads.
     Control: random heads at that k were run; what they keep is a claim of its own.
     """
-    kept = _sweep_by_entropy(outcomes)
+    kept = entropy_sweep(outcomes)
     if not kept:
         return None
-    base = _needles(outcomes, BASE)
-    if problem := _base_problem(base):
-        return _claim("sparsity", kept[max(kept)], None, "undecided", problem)
-    smallest, k, n_heads = *_smallest(kept, base), max(kept)
-    fewer = {_at_least(_retention(kept[j], base), KEPT) for j in kept if j <= n_heads // 2}
-    retained = _retention(kept[k], base)
-    verdict = _at_least(retained, KEPT) if "holds" in fewer or fewer == {"fails"} else "undecided"
+    base = base_of([row for rows in kept.values() for row in rows], outcomes)
+    if problem := base_problem(base):
+        return claim_of("sparsity", kept[max(kept)], None, "undecided", problem)
+    smallest, k, n_heads = *sparsest(kept, base), max(kept)
+    fewer = {at_least(retained(kept[j], base), KEPT) for j in kept if j <= n_heads // 2}
+    left = retained(kept[k], base)
+    verdict = at_least(left, KEPT) if "holds" in fewer or fewer == {"fails"} else "undecided"
     note = f"retention with {k} of {n_heads} heads; the smallest k that keeps 95% is {smallest}"
     if 0 < smallest < k:
         note += ", by its rate alone"
-    if k not in _sweep(outcomes, "random"):
+    if k not in sweep_of(outcomes, "random"):
         verdict, note = "undecided", f"its control, {k} random heads, was not run"
-    note = f"{note}; {_test(kept[k], base)}"
-    return _claim("sparsity", kept[k], retained, verdict, note)
+    note = f"{note}; McNemar against base: {against_base(kept[k], base)}"
+    return claim_of("sparsity", kept[k], left, verdict, note)
 
 
 def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
@@ -118,146 +135,21 @@ def random_heads(outcomes: Sequence[Outcome]) -> Claim | None:
     The unit is the draw: ``n`` counts draws. Each runs on samples of its own, so the spread of their mean holds that of
     the samples too; where the draws agree, Wilson's interval over all their samples is the wider and is taken.
     """
-    kept, drawn = _sweep_by_entropy(outcomes), _sweep(outcomes, "random")
+    kept, drawn = entropy_sweep(outcomes), sweep_of(outcomes, "random")
     if not kept or not drawn:
         return None
-    base = _needles(outcomes, BASE)
-    if problem := _base_problem(base):
-        return _claim("random-heads", drawn[max(drawn)], None, "undecided", problem)
-    _, k = _smallest(kept, base)
+    base = base_of([row for rows in kept.values() for row in rows], outcomes)
+    if problem := base_problem(base):
+        return claim_of("random-heads", drawn[max(drawn)], None, "undecided", problem)
+    _, k = sparsest(kept, base)
     if k not in drawn:
-        return _claim("random-heads", drawn[max(drawn)], None, "undecided", f"{k} random heads were not run")
+        return claim_of("random-heads", drawn[max(drawn)], None, "undecided", f"{k} random heads were not run")
     draws: dict[Plan, list[Outcome]] = defaultdict(list)
     for outcome in drawn[k]:
         draws[outcome.plan].append(outcome)
     scale = fmean(outcome.correct for outcome in base)
     mean = bootstrap_mean([fmean(outcome.correct for outcome in draw) / scale for draw in draws.values()])
-    pooled = _rate(drawn[k])
+    pooled = rate(drawn[k])
     mean = Interval(mean.value, min(mean.low, pooled.low / scale), max(mean.high, pooled.high / scale), mean.n)
     note = f"mean retention of {len(draws)} draws of {k} of {max(kept)} heads"
-    return _claim("random-heads", drawn[k], mean, _below(mean, KEPT), note)
-
-
-def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
-    """Facts keep 74% of their chance-corrected accuracy, fully ablated and at the k of ``sparsity``.
-
-    ``measured`` is the worse of the two. Control: the base answers at least 95% of the facts.
-    """
-    kept, needles = _sweep_by_entropy(outcomes), _needles(outcomes, BASE)
-    base, ablated = _facts(outcomes, BASE), _facts(outcomes, ABLATED)
-    if not kept or not base or not ablated:
-        return None
-    if problem := _base_problem(base, "facts") or _base_problem(needles):
-        return _claim("benchmarks", ablated, None, "undecided", problem)
-    _, k = _smallest(kept, needles)
-    sparse = _facts(outcomes, kept[k][0].plan)
-    if not sparse:
-        return _claim("benchmarks", ablated, None, "undecided", f"facts with {k} heads were not run")
-    with_k, with_none = _retention(sparse, base, CHANCE), _retention(ablated, base, CHANCE)
-    worse, rows = min((with_none, ablated), (with_k, sparse), key=lambda pair: pair[0].value)
-    note = f"the worse of {with_k.value:.0%} with k = {k} and {with_none.value:.0%} with none; {_test(rows, base)}"
-    return _claim("benchmarks", rows, worse, _at_least(worse, KNOWLEDGE_KEPT), note)
-
-
-def _claim(id: str, rows: Sequence[Outcome], measured: Interval | None, verdict: Verdict, note: str) -> Claim:
-    """A claim about the model of ``rows``, whose records (and the base's) are the evidence."""
-    statement, paper = STATEMENTS[id]
-    kind = "loglikelihood" if rows[0].task == "facts" else "generate"
-    return Claim(
-        id=id,
-        statement=statement,
-        model=rows[0].model,
-        paper=paper,
-        measured=None if measured is None else measured.value,
-        ci_low=None if measured is None else measured.low,
-        ci_high=None if measured is None else measured.high,
-        n=len(rows) if measured is None else measured.n,
-        verdict=verdict,
-        evidence=tuple(f"{kind}:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])),
-        note=note,
-    )
-
-
-def _needles(outcomes: Sequence[Outcome], plan: Plan, readings: int = 1) -> list[Outcome]:
-    return [o for o in outcomes if o.task == "needle" and o.readings == readings and o.plan == plan]
-
-
-def _facts(outcomes: Sequence[Outcome], plan: Plan) -> list[Outcome]:
-    return [o for o in outcomes if o.task == "facts" and o.plan == plan]
-
-
-def _sweep(outcomes: Sequence[Outcome], choice: str) -> dict[int, list[Outcome]]:
-    """The needle outcomes of a sweep in generation, by k."""
-    by_k: dict[int, list[Outcome]] = defaultdict(list)
-    for outcome in outcomes:
-        point = sweep_point(outcome.plan) if outcome.task == "needle" else None
-        if point is not None and point == Sweep(point.k, choice, Phase.GENERATION):
-            by_k[point.k].append(outcome)
-    return dict(sorted(by_k.items()))
-
-
-def _sweep_by_entropy(outcomes: Sequence[Outcome]) -> dict[int, list[Outcome]]:
-    """The sweep by entropy if it goes from no head to all of them, else nothing: a few values of k are no sweep."""
-    kept = _sweep(outcomes, "entropy")
-    return kept if len(kept) > 2 and list(kept) == list(range(len(kept))) else {}
-
-
-def _smallest(kept: dict[int, list[Outcome]], base: Sequence[Outcome]) -> tuple[int, int]:
-    """The smallest k whose retention reaches ``KEPT`` (at worst all), and the k to report, 1 to half of them.
-
-    Reported is the smallest k whose whole interval reaches it; where none does, the smallest whose rate does.
-    """
-    retentions, half = {k: _retention(rows, base) for k, rows in kept.items()}, max(kept) // 2
-    smallest = min((k for k, retention in retentions.items() if retention.value >= KEPT), default=max(kept))
-    surely = [k for k in range(1, half + 1) if _at_least(retentions[k], KEPT) == "holds"]
-    return smallest, min(surely, default=max(1, min(smallest, half)))
-
-
-def _retention(rows: Sequence[Outcome], base: Sequence[Outcome], chance: float = 0.0) -> Interval:
-    """What is left of base accuracy on the same samples, with the wider of two intervals.
-
-    The paired bootstrap knows that the samples are the same, but is blind where all are right or all are wrong; the
-    Wilson interval of the accuracy over base accuracy is not.
-    """
-    correct = {outcome.sample_id: outcome.correct for outcome in base}
-    shared = [outcome for outcome in rows if outcome.sample_id in correct]
-    accuracy, at_base = [o.correct for o in shared], [correct[o.sample_id] for o in shared]
-    paired, rate, scale = bootstrap_retention(accuracy, at_base, chance=chance), _rate(shared), fmean(at_base) - chance
-    low, high = min(paired.low, (rate.low - chance) / scale), max(paired.high, (rate.high - chance) / scale)
-    return Interval(paired.value, low, high, len(shared))
-
-
-def _test(rows: Sequence[Outcome], base: Sequence[Outcome]) -> str:
-    """McNemar's exact test against the base on the same samples, in words."""
-    correct = {outcome.sample_id: outcome.correct for outcome in base}
-    shared = [outcome for outcome in rows if outcome.sample_id in correct]
-    test = mcnemar([correct[o.sample_id] for o in shared], [o.correct for o in shared])
-    return f"McNemar against base: p = {test.p_value:.2g} ({test.only_first} lost, {test.only_second} won)"
-
-
-def _rate(outcomes: Sequence[Outcome]) -> Interval:
-    return wilson(sum(outcome.correct for outcome in outcomes), len(outcomes))
-
-
-def _base_problem(base: Sequence[Outcome], what: str = "needles") -> str:
-    """Why the base does not allow a verdict; empty if it does."""
-    if not base:
-        return "the untouched model was not run"
-    rate = fmean(outcome.correct for outcome in base)
-    return (
-        ""
-        if rate >= BASE_NEEDED
-        else f"the untouched model gets {rate:.0%} of the {what}, {BASE_NEEDED:.0%} are needed"
-    )
-
-
-def _at_most(interval: Interval, bar: float) -> Verdict:
-    return "holds" if interval.high <= bar else "fails" if interval.low > bar else "undecided"
-
-
-def _below(interval: Interval, bar: float) -> Verdict:
-    return "holds" if interval.high < bar else "fails" if interval.low >= bar else "undecided"
-
-
-def _at_least(interval: Interval, bar: float) -> Verdict:
-    return "holds" if interval.low >= bar else "fails" if interval.high < bar else "undecided"
+    return claim_of("random-heads", drawn[k], mean, below(mean, KEPT), note)
