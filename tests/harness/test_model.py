@@ -216,15 +216,27 @@ def test_the_longest_requests_that_fit_are_scored(lms):
 
 
 DECODE, PREFILL = Plan(AblateHeads(during=Phase.DECODE)), Plan(AblateHeads(during=Phase.PREFILL))
+EITHER = Plan(AblateHeads(during=Phase.PREFILL | Phase.DECODE))
 
 
 @pytest.mark.parametrize(
     ("plan", "kind", "requests", "why"),
     [
-        (DECODE, "loglikelihood", [("abc", "de"), ("abc", "d")], "DECODE positions only, and scoring 'd' after 'abc'"),
-        (DECODE, "generate_until", [("abc", {"max_gen_toks": 1})], "DECODE positions only, and generating after 'abc'"),
-        (PREFILL, "loglikelihood", [("abc", "de"), ("", "de")], "PREFILL positions only, and scoring 'de' after ''"),
-        (PREFILL, "loglikelihood_rolling", [("abc",)], "PREFILL positions only, and scoring 'abc' after ''"),
+        (
+            DECODE,
+            "loglikelihood",
+            [("abc", "de"), ("abc", "d")],
+            r"during=DECODE\) would do nothing in scoring 'd' after 'abc', .* PREFILL\|LAST:",
+        ),
+        (DECODE, "generate_until", [("abc", {"max_gen_toks": 1})], "would do nothing in generating after 'abc'"),
+        (
+            PREFILL,
+            "loglikelihood",
+            [("abc", "de"), ("", "de")],
+            r"during=PREFILL\) would do nothing in scoring 'de' after '', .* LAST\|DECODE:",
+        ),
+        (EITHER, "loglikelihood", [("", "de"), ("", "d")], r"DECODE\) would do nothing in .* all positions are LAST:"),
+        (PREFILL, "loglikelihood_rolling", [("abc",)], "would do nothing in scoring 'abc' after ''"),
     ],
 )
 def test_a_rule_without_a_position_to_act_on_is_refused(lm, plan, kind, requests, why):

@@ -188,4 +188,4 @@ def test_a_plan_that_a_task_has_no_position_for_is_refused(folders, tasks, monke
     arguments = f"pretrained={folders['jamba']},plan={tasks / 'plan.json'}"
     flags = ["--model", "segregation", "--model_args", arguments, "--device", "cpu"]
     assert run(monkeypatch, *flags, "--tasks", tasks / "made_up_perplexity.yaml") == 2
-    assert "acts on PREFILL positions only" in capsys.readouterr().err
+    assert "during=PREFILL) would do nothing in scoring 'abba'" in capsys.readouterr().err

@@ -25,7 +25,6 @@ from tqdm import tqdm
 
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.harness.arguments import Arguments
-from segregation.interventions.binding import check_decode_positions
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import Plan
 from segregation.interventions.token_rules import SpanRule, spans_named
@@ -249,12 +248,15 @@ class SegregationLM(TemplateLM):
             self.model.check_length(prompt_tokens, new_tokens)
         except ModelError as error:
             raise SampleError(f"{what}: {error} (lm-eval's hf would truncate it)") from error
-        check_decode_positions(self.acted, decode_positions, what)
+        none = Phase(0)
+        there = (
+            Phase.LAST | (Phase.PREFILL if prompt_tokens > 1 else none) | (Phase.DECODE if decode_positions else none)
+        )
         for rule in self.acted.rules:
-            if prompt_tokens == 1 and rule.during == Phase.PREFILL:
+            if not rule.during & there:
                 raise PlanError(
-                    f"{rule} acts on PREFILL positions only, and {what} has none (its context is one token, which is "
-                    "LAST); use during=Phase.ALL, or leave the task out"
+                    f"{rule} would do nothing in {what}, where all positions are {there}: a context of one token "
+                    "has no PREFILL, one new token no DECODE. Let it act on LAST too, or leave the task out"
                 )
 
     # -- what lm-eval keeps ----------------------------------------------------------------------------------------
