@@ -126,9 +126,9 @@ class TokenEdit:
         stop = start + logs.shape[2]
         changed = torch.zeros(logs.shape[:3], dtype=torch.bool, device=logs.device)
         prefill = (self.phases == Phase.PREFILL.numbers[0])[:, start:stop]
-        edited = logs
+        edited = logs.clone()
         for number, part in enumerate(self.parts):
-            own, seen = edited[part.at], visible.expand(len(logs), -1, -1, -1)[part.at]
+            own, seen = logs[part.at], visible if len(visible) == 1 else visible[part.at]
             touched = torch.zeros_like(changed[part.at])
             totals = self.totals.get(number)
             for step, named, acts in zip(part.steps, part.named, part.acts, strict=True):
@@ -144,8 +144,8 @@ class TokenEdit:
                     None if totals is None else totals[:, :, start:stop],
                 )
                 touched = touched | now
-            edited = edited.index_copy(0, part.at, own)
-            changed = changed.index_copy(0, part.at, touched)
+            edited[part.at] = own
+            changed[part.at] = touched
         return edited, changed
 
     def prepare(self, call: AttentionCall, before: Sequence[PatternEdit]) -> None:
@@ -162,7 +162,8 @@ class TokenEdit:
                     logs = edit(logs, visible, start, first_key)
                 position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
                 member = self._member(part.at, part.named[-1], position)
-                mass = span_mass(logs[part.at], visible.expand(len(logs), -1, -1, -1)[part.at], member)
+                seen = visible if len(visible) == 1 else visible[part.at]
+                mass = span_mass(logs[part.at], seen, member)
                 phases = self.phases[part.at, start:stop][:, None].expand(mass.shape)
                 sums.scatter_add_(2, phases, mass)
             phases = self.phases[part.at][:, None].expand(-1, sums.shape[1], -1)

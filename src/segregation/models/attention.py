@@ -57,8 +57,9 @@ class AttentionCall:
     def log_band(self, start: int, stop: int) -> tuple[LogPattern, Visible]:
         """``ln`` of ``band`` (``-inf`` where a key is not seen), and which keys each query may see."""
         visible = self.visible(start, stop)
-        scores = self._masked(self._scores(start, stop), start, stop, visible)
-        logs = scores.log_softmax(-1).masked_fill(~visible, -torch.inf)
+        logs = self._scores(start, stop).masked_fill_(~visible, -torch.inf).log_softmax(-1)
+        if not visible.any(-1).all():
+            logs.masked_fill_(~visible, -torch.inf)  # a row that sees no key, which is padding
         return logs, visible
 
     def first_key(self, start: int) -> int:
