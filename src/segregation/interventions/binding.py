@@ -1,7 +1,9 @@
 """Which rules a model, or a task, cannot follow."""
 
+from typing import Literal
+
 from segregation.errors import PlanError
-from segregation.interventions.head_rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads
+from segregation.interventions.head_rules import AblateHeads, AblateMixer, Head, KeepHeads, KeepTopHeads
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
@@ -19,24 +21,54 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
     """
     name, kind = model.description.get("name", model.family.name), type(rule).__name__
     if isinstance(rule, KeepTopHeads | HideTokens | OnlyTokens | BalanceTokens | HideAll):
-        _check_readable(model, name, kind)
+        check_readable(model, kind)
     if isinstance(rule, KeepTopHeads):
         if rule.k > model.n_heads:
             raise PlanError(
                 f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
             )
         return
-    if not isinstance(rule, AblateHeads | KeepHeads) and rule.layers != "all":
-        for layer in rule.layers:
-            _check_layer(model, name, kind, layer)
-    if not isinstance(rule, AblateMixer) and rule.heads != "all":
-        for layer, head in rule.heads:
-            _check_layer(model, name, kind, layer)
-            if head >= model.n_heads:
-                raise PlanError(
-                    f"{kind}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
-                    f"{model.n_heads}), got head {head} of layer {layer}"
-                )
+    layers = "all" if isinstance(rule, AblateHeads | KeepHeads) else rule.layers
+    check_place(model, kind, layers, "all" if isinstance(rule, AblateMixer) else rule.heads)
+
+
+def check_place(
+    model: HybridModel, what: str, layers: tuple[int, ...] | Literal["all"], heads: tuple[Head, ...] | Literal["all"]
+) -> None:
+    """Refuse attention layers and heads that this model does not have.
+
+    Raises:
+        PlanError: the layer or head, and those there are; ``what`` asked for it.
+    """
+    name = model.description.get("name", model.family.name)
+    for layer in (*(() if layers == "all" else layers), *(() if heads == "all" else dict(heads))):
+        if layer not in model.attention_layers:
+            got = "a recurrent layer" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
+            raise PlanError(
+                f"{what}: layer must be an attention layer of {name}, one of {list(model.attention_layers)}; "
+                f"got {layer}, which is {got}"
+            )
+    for layer, head in () if heads == "all" else heads:
+        if head >= model.n_heads:
+            raise PlanError(
+                f"{what}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
+                f"{model.n_heads}), got head {head} of layer {layer}"
+            )
+
+
+def check_readable(model: HybridModel, what: str) -> None:
+    """Refuse a model whose attention does not say what every query may see, which ``what`` needs.
+
+    Raises:
+        PlanError: the implementation it runs, and the one to load it with.
+    """
+    used = model.hf_model.config._attn_implementation
+    if used not in READABLE:
+        name = model.description.get("name", model.family.name)
+        raise PlanError(
+            f"{what} needs to know what every query may see, which attention says with {' or '.join(READABLE)}; {name} "
+            f'runs {used}. Load it with attn_implementation="sdpa"'
+        )
 
 
 def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None:
@@ -51,21 +83,3 @@ def check_decode_positions(plan: Plan, decode_positions: int, what: str) -> None
                 f"{rule} acts on DECODE positions only, and {what} has none (its answer is read off position LAST); "
                 "use during=Phase.GENERATION, which is LAST|DECODE"
             )
-
-
-def _check_layer(model: HybridModel, name: str, rule: str, layer: int) -> None:
-    if layer not in model.attention_layers:
-        what = "a recurrent layer" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
-        raise PlanError(
-            f"{rule}: layer must be an attention layer of {name}, one of {list(model.attention_layers)}; "
-            f"got {layer}, which is {what}"
-        )
-
-
-def _check_readable(model: HybridModel, name: str, rule: str) -> None:
-    used = model.hf_model.config._attn_implementation
-    if used not in READABLE:
-        raise PlanError(
-            f"{rule} needs to know what every query may see, which attention says with {' or '.join(READABLE)}; {name} "
-            f'runs {used}, so its attention cannot be edited. Load it with attn_implementation="sdpa"'
-        )

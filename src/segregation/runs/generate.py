@@ -15,7 +15,7 @@ from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
-from segregation.runs.launch import Prefills, Row, batches, run_rows
+from segregation.runs.launch import Prefills, Row, Watch, batches, run_rows
 from segregation.runs.record import Record
 
 
@@ -44,20 +44,32 @@ def generate(
         PlanError: a plan that is impossible on this model, or has nothing to act on.
         SampleError: a prompt that does not fit with its new tokens, or lacks a span that a rule names.
     """
+    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
+    rows = checked_rows(model, samples, plans, max_new_tokens)
+    return (record for _, record in generate_rows(model, samples, rows, max_new_tokens, batch_size))
+
+
+def checked_rows(
+    model: HybridModel, samples: Sequence[Sample], plans: Sequence[Plan], max_new_tokens: int
+) -> list[Row]:
+    """A row for every sample and plan, sample by sample, once nothing stands in the way of generating for any of them.
+
+    Raises:
+        PlanError: as ``generate``.
+        SampleError: as ``generate``.
+    """
     if max_new_tokens < 1:
         raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
     compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
     for plan in plans:
         check_decode_positions(plan, max_new_tokens - 1, "generating one token")
     prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
-    rows = [
+    return [
         Row(i * len(plans) + j, prompt, plan, spans)
         for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
         for spans in [checked_spans(model, sample, len(prompt), plans)]
         for j, plan in enumerate(plans)
     ]
-    return _generate(model, samples, rows, len(plans), max_new_tokens, batch_size)
 
 
 def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple[int, ...]:
@@ -110,23 +122,26 @@ def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str,
     return {"model": known, "provenance": {"batch_size": batch_size, "device": str(model.device)}}
 
 
-def _generate(
+def generate_rows(
     model: HybridModel,
     samples: Sequence[Sample],
     rows: Sequence[Row],
-    n_plans: int,
     max_new_tokens: int,
     batch_size: int | None,
-) -> Iterator[Record]:
-    prefills = Prefills(model)
+    watch: Watch | None = None,
+    watch_prefill: Watch | None = None,
+) -> Iterator[tuple[Row, Record]]:
+    """Each row with its record, batch by batch; what watches reads along after the plans."""
+    prefills = Prefills(model, watch_prefill)
+    n_plans = len(rows) // max(1, len(samples))
     for batch in batches(model, rows, batch_size):
         with torch.no_grad():
-            tokens = _greedy(model, prefills, batch, max_new_tokens)
+            tokens = _greedy(model, prefills, batch, max_new_tokens, watch)
         for row in batch:
             assert model.tokenizer is not None
             acted = whole_plan(model, row.plan)
             read = len(row.prompt) + len(tokens[row.index]) - 1
-            yield Record.of(
+            record = Record.of(
                 samples[row.index // n_plans],
                 kind="generate",
                 plan=acted.to_json(),
@@ -138,9 +153,12 @@ def _generate(
                 beyond_window=beyond_window(acted, row.spans, model.window, len(row.prompt), read),
                 **described(model, batch_size),
             )
+            yield row, record
 
 
-def _greedy(model: HybridModel, prefills: Prefills, batch: Sequence[Row], steps: int) -> dict[int, tuple[int, ...]]:
+def _greedy(
+    model: HybridModel, prefills: Prefills, batch: Sequence[Row], steps: int, watch: Watch | None
+) -> dict[int, tuple[int, ...]]:
     rows, memory = prefills.of(batch)
     ends = torch.tensor(model.end_tokens, dtype=torch.long, device=model.device)
     tokens: list[list[int]] = [[] for _ in rows]
@@ -151,5 +169,5 @@ def _greedy(model: HybridModel, prefills: Prefills, batch: Sequence[Row], steps:
             tokens[row].append(token)
         return best, torch.isin(best, ends)
 
-    run_rows(model, rows, memory, steps, step)
+    run_rows(model, rows, memory, steps, step, watch)
     return {row.index: tuple(found) for row, found in zip(rows, tokens, strict=True)}

@@ -19,7 +19,7 @@ from segregation.errors import PlanError
 from segregation.interventions.apply import enter
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import Plan
-from segregation.models.hybrid import HybridModel
+from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
 
@@ -31,6 +31,8 @@ PADDING = 0.1
 Prompt = tuple[int, ...]
 Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
 """(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
+Watch = Callable[[Sequence["Row"]], Intervention]
+"""The rows of a batch -> what reads along, after their plans."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,13 @@ def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> 
 class Prefills:
     """Prefills of prompts; keeps the last one, so that a prompt whose rows span two batches is read once.
 
-    Where the model's checks switched forks off, nothing is kept: every row reads its own prompt.
+    Where the model's checks switched forks off, nothing is kept: every row reads its own prompt. So it does where a
+    ``watch`` is to see the prefill of every row.
     """
 
-    def __init__(self, model: HybridModel) -> None:
+    def __init__(self, model: HybridModel, watch: Watch | None = None) -> None:
         self._model = model
+        self._watch = watch
         self._kept: tuple[Prompt, Memory] | None = None
 
     def of(self, rows: Sequence[Row]) -> tuple[list[Row], Memory | None]:
@@ -88,18 +92,22 @@ class Prefills:
             return list(rows), None
         ordered: list[Row] = []
         parts: list[Memory] = []
-        shared = [row for row in rows if row.shares]
+        shared = [row for row in rows if self._shares(row)]
         for group in self._groups(shared):
             ordered += group
             parts.append(self._shared(group, keep=shared[-1].prompt))
-        for group in self._groups([row for row in rows if not row.shares]):
+        for group in self._groups([row for row in rows if not self._shares(row)]):
             ordered += group
-            keys = [(row.prompt, row.prefill_plan, row.spans) for row in group]
+            keys = [(row.prompt, row.prefill_plan, row.spans, self._watch and row.index) for row in group]
             unique = list(dict.fromkeys(keys))
-            prompts, plans, spans = zip(*unique, strict=True)
-            memory = prefill(self._model, prompts, plans, spans)
+            prompts, plans, spans, _ = zip(*unique, strict=True)
+            watch = None if self._watch is None else self._watch(group)
+            memory = prefill(self._model, prompts, plans, spans, watch)
             parts.append(memory.select(_index(memory, [unique.index(key) for key in keys])))
         return ordered, merge(parts)
+
+    def _shares(self, row: Row) -> bool:
+        return row.shares and self._watch is None
 
     def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
         """Rows whose prompts are read together; on a CPU of about one length, where padding costs what text does."""
@@ -128,6 +136,7 @@ def prefill(
     prompts: Sequence[Prompt],
     plans: Sequence[Plan] = (),
     spans: Sequence[TokenSpans | None] = (),
+    watch: Intervention | None = None,
 ) -> Memory:
     """What the model remembers after all tokens of each prompt but the last, each row under its plan."""
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
@@ -146,13 +155,17 @@ def prefill(
             logits_to_keep=1,
         )
 
-    enter(model, *plans).interleave(forward) if plans else model.interleave(forward)
+    edited = enter(model, *plans) if plans else model
+    (edited if watch is None else watch.enter(edited)).interleave(forward)
     return model.remember(cache, lengths - 1)
 
 
-def run_rows(model: HybridModel, rows: Sequence[Row], memory: Memory | None, steps: int, step: Step) -> None:
+def run_rows(
+    model: HybridModel, rows: Sequence[Row], memory: Memory | None, steps: int, step: Step, watch: Watch | None = None
+) -> None:
     """Feed the last prompt token of every row, then what ``step`` returns, until every row is done or ``steps`` ran."""
     edited = enter(model, *[row.plan for row in rows])
+    edited = edited if watch is None else watch(rows).enter(edited)
     device = model.device
     lengths = torch.tensor([len(row.prompt) for row in rows], device=device)
     width = int(lengths.max()) - 1
