@@ -1,8 +1,9 @@
 from segregation.interventions.phase import Phase
-from segregation.interventions.rules import Plan
+from segregation.interventions.rules import KeepTopHeads, Plan
+from segregation.interventions.visibility import MODES, PHASES, View
 from segregation.report.figures import figures_of, heat_maps, png, retention_curves
 from segregation.scores.outcomes import outcomes
-from tests.made_up import ablation_plans, facts, needles, recorded, sweep_plans
+from tests.made_up import ABLATED, ablation_plans, asked, classic, facts, needles, recorded, sweep_plans
 
 
 def retrieves(plan: Plan, sample: object) -> bool:
@@ -54,6 +55,47 @@ def test_figures_follow_from_what_was_run() -> None:
         "heads_kept",
     ]
     assert figures_of(outcomes(recorded(facts(3), [Plan()], retrieves))) == {}
+
+
+def view_plans(readings: int = 1) -> list[Plan]:
+    if readings == 2:
+        phases, copies = (Phase.PREFILL, Phase.GENERATION, Phase.ALL), (0, 1, "all")
+        return [View("needle hidden", at, occurrence=copy).plan for at in phases for copy in copies]
+    semantics = ("default", "paper")
+    return list(dict.fromkeys(View(mode, at, how).plan for how in semantics for mode in MODES for at in PHASES))
+
+
+def test_a_map_is_drawn_instead_of_a_panel_for_each_of_its_plans() -> None:
+    once = recorded(needles(), [Plan(), *view_plans()], retrieves)
+    known = recorded(classic(needles()), [Plan(), *view_plans()], retrieves)
+    twice = recorded(needles(readings=2), [Plan(), *view_plans(2)], retrieves)
+    assert list(figures_of(outcomes(once + twice + known))) == ["visibility", "copies", "visibility_classic"]
+    assert list(figures_of(outcomes(recorded(needles(), [Plan(), *view_plans()[:2]], retrieves)))) == [
+        "retrieval_readings1"
+    ]
+
+
+def test_a_map_changes_no_other_figure_of_its_folder() -> None:
+    """Neither its plans nor its samples enter the heat maps of an ablation."""
+    other = recorded(needles(lengths=[4096]), [Plan(), *view_plans()], retrieves)
+    grid = outcomes([*other, *recorded(needles(), ablation_plans(), retrieves)])
+    figures = figures_of(grid)
+    assert list(figures) == ["retrieval_readings1", "visibility"]
+    titles = [axis.get_title() for axis in figures["retrieval_readings1"].axes if axis.get_title()]
+    assert len(titles) == 6 and titles[0] == "base\nexact 100% [80%, 100%], n = 15"
+
+
+def test_benchmarks_of_several_tasks_or_plans_have_bars() -> None:
+    kept = Plan(KeepTopHeads(3, during=Phase.GENERATION))
+    tasks = [*facts(20), *asked("sentiment", 20, (" yes", " no"))]
+    figures = figures_of(outcomes(recorded(tasks, [Plan(), kept, ABLATED], lambda plan, sample: plan != ABLATED)))
+    assert list(figures) == ["benchmarks"]
+    assert [axis.get_title() for axis in figures["benchmarks"].axes] == [
+        "facts\nbase 100% [84, 100], chance 25%, n = 20",
+        "sentiment\nbase 100% [84, 100], chance 50%, n = 20",
+    ]
+    assert not figures_of(outcomes(recorded(facts(20), [Plan(), ABLATED], retrieves)))
+    assert not figures_of(outcomes(recorded(tasks, [Plan(), kept, ABLATED], lambda plan, sample: False)))
 
 
 def test_a_picture_is_a_png() -> None:

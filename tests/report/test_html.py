@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -6,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from segregation.errors import RecordError
+from segregation.interventions.phase import Phase
+from segregation.interventions.rules import Plan
+from segregation.interventions.visibility import MODES, View
 from segregation.report.html import EXAMPLES, examples, write_report
 from segregation.report.run import read_run
 from segregation.scores.claims import read_claims
@@ -67,6 +71,16 @@ def test_log_probabilities_of_needles_are_counted_but_not_scored(tmp_path: Path)
     assert examples(run)[0].text == examples(run)[0].target
     (alone,) = write_report(write_run(tmp_path / "alone", lone))
     assert not alone.outcomes and not alone.claims and not examples(alone)
+
+
+def test_a_map_is_captioned_and_rules_without_tokens_are_told(tmp_path: Path) -> None:
+    views = [View(mode, Phase.PREFILL).plan for mode in MODES]
+    records = recorded(needles(), [Plan(), *views], not_attention)
+    records[1] = dataclasses.replace(records[1], beyond_window={"needle": 2})
+    write_report(write_run(tmp_path / "map", records))
+    page = (tmp_path / "map" / "report.html").read_text(encoding="utf-8")
+    assert "map: visibility" in page and "Only attention is edited" in page
+    assert "1 of 15 samples: needle beyond the attention window" in page
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures of a run, drawn from its outcomes: retrieval over length and depth, and retrieval against heads kept."""
+"""Which figures a run has data for; retrieval over length and depth, and retrieval against heads kept."""
 
 import io
 from collections import defaultdict
@@ -7,12 +7,15 @@ from statistics import fmean
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from segregation.interventions.rules import Plan
+from segregation.interventions.visibility import view_of
+from segregation.report.benchmarks import known_tasks, retention_bars
+from segregation.report.canvas import blank
 from segregation.report.names import phase_name, plan_name
+from segregation.report.visibility import copies_map, visibility_map
 from segregation.scores.outcomes import Outcome, Sweep, sweep_point
 from segregation.scores.statistics import bootstrap_mean, wilson
 
@@ -24,17 +27,35 @@ _LOOKS = {  # Okabe and Ito's colours; marker and dash differ too, so that the l
 }
 
 
+HANDFUL = 4
+"""Plans of a visibility map, at most, that are drawn one by one; more of them are drawn as a map."""
+
+
 def figures_of(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
     """Every figure that the outcomes of one run have data for, by file name without ending."""
     needles = [outcome for outcome in outcomes if outcome.task == "needle"]
     figures: dict[str, Figure] = {}
     for readings in sorted({outcome.readings for outcome in needles}):
         grid = [outcome for outcome in needles if outcome.readings == readings]
+        views = {plan for plan in _plans(grid) if view_of(plan)}
         plans = [plan for plan in _plans(grid) if sweep_point(plan) is None]
+        if len(views) > HANDFUL:
+            plans = [plan for plan in plans if plan not in views]
+        edited = {outcome.sample_id for outcome in grid if outcome.plan in plans and outcome.plan.rules}
+        grid = [outcome for outcome in grid if outcome.plan in plans and outcome.sample_id in edited]
         if len({(outcome.context_length, outcome.depth_percent) for outcome in grid}) > 3 and len(plans) > 1:
-            figures[f"retrieval_readings{readings}"] = heat_maps([o for o in grid if o.plan in plans])
+            figures[f"retrieval_readings{readings}"] = heat_maps(grid)
     if len({point.k for outcome in needles if (point := sweep_point(outcome.plan))}) > 1:
         figures["heads_kept"] = retention_curves(needles)
+    for name, kind in (("", [o for o in needles if not o.classic]), ("_classic", [o for o in needles if o.classic])):
+        once, twice = ([o for o in kind if o.readings == readings] for readings in (1, 2))
+        if len({outcome.plan for outcome in once if view_of(outcome.plan)}) > HANDFUL:
+            figures[f"visibility{name}"] = visibility_map(once)
+        if len({view.occurrence for outcome in twice if (view := view_of(outcome.plan))}) > 1:
+            figures[f"copies{name}"] = copies_map(twice)
+    tasks = known_tasks(outcomes)
+    if sum(len(task.left) for task in tasks) > 1:
+        figures["benchmarks"] = retention_bars(tasks, outcomes[0].model)
     return figures
 
 
@@ -43,7 +64,7 @@ def heat_maps(outcomes: Sequence[Outcome]) -> Figure:
     plans = _plans(outcomes)
     columns = min(3, len(plans))
     rows = -(-len(plans) // columns)
-    figure = _figure(3.1 * columns + 1.0, 2.9 * rows + 0.9)
+    figure = blank(3.1 * columns + 1.0, 2.9 * rows + 0.9)
     axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axis in axes[len(plans) :]:
         axis.set_visible(False)
@@ -72,7 +93,7 @@ def retention_curves(outcomes: Sequence[Outcome]) -> Figure:
     """
     points = [(point, outcome) for outcome in outcomes if (point := sweep_point(outcome.plan))]
     phases = sorted({point.during for point, _ in points}, key=lambda phase: phase.value)
-    figure = _figure(4.6 * len(phases) + 0.6, 4.2)
+    figure = blank(4.6 * len(phases) + 0.6, 4.2)
     axes = figure.subplots(1, len(phases), squeeze=False, sharey=True).ravel()
     for axis, during in zip(axes, phases, strict=True):
         swept = {o.sample_id for p, o in points if p.during == during and p.choice != "random"}
@@ -103,12 +124,6 @@ def png(figure: Figure, dpi: int = 130) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi)
     return buffer.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
 
 
 def _plans(outcomes: Sequence[Outcome]) -> list[Plan]:

@@ -12,7 +12,7 @@ from segregation import __version__
 from segregation.report.figures import figures_of, png
 from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
-from segregation.report.tables import measured, rates
+from segregation.report.tables import beyond_window, measured, rates
 from segregation.scores.claims import write_claims
 from segregation.scores.outcomes import has_outcome, sweep_point
 
@@ -22,6 +22,15 @@ CAPTIONS = {
     "“generation” is that position and the new tokens.",
     "heads_kept": "Exact retrieval when only k query heads of each attention layer act. Bars: Wilson 95% intervals "
     "over samples. Grey: the mean of the random draws, with its bootstrap 95% interval.",
+    "visibility": "What attention may see (down) in which phases (across): each cell is the share of needles retrieved "
+    "whole, with its Wilson 95% interval. Only attention is edited; the recurrent layers read every token. “Only the "
+    "needle”: attention sees nothing else; “balanced”: and every token of it equally. “Decoy”: as many tokens of the "
+    "haystack, for control.",
+    "copies": "The context is read twice, so there are two needles: which of them attention cannot see (down) in which "
+    "phases (across). Each cell is the share retrieved whole, with its Wilson 95% interval.",
+    "benchmarks": "Accuracy on choice tasks, scored by log-likelihood, over that of the untouched model on the same "
+    "questions: raw, and once the share that a guess gets right is taken off both. Whiskers: 95% intervals. Tasks that "
+    "the untouched model hardly knows are left out.",
 }
 """What a reader has to know to read each figure, by the first part of its name."""
 
@@ -84,6 +93,7 @@ def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]])
                 "name": run.name,
                 "pictures": pictures[run.name],
                 "rates": rates(run.outcomes),
+                "beyond_window": beyond_window(run.outcomes),
                 "examples": examples(run),
                 "manifest": json.dumps(run.manifest, indent=2, sort_keys=True),
                 "n_records": len(run.records),

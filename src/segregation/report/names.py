@@ -1,7 +1,9 @@
 """What plans and phases are called in figures and tables: short words that a reader without the code understands."""
 
 from segregation.interventions.phase import Phase
+from segregation.interventions.presets import paper
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan, Rule
+from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, Occurrence, OnlyTokens, TokenRule
 
 _PHASES = {
     Phase.PREFILL: "prefill",
@@ -29,6 +31,10 @@ def plan_name(plan: Plan) -> str:
     ('base', 'all heads ablated in prefill')
     >>> plan_name(Plan(KeepTopHeads(k=2, during=Phase.GENERATION)))
     'top 2 heads by entropy in generation'
+    >>> plan_name(Plan(HideTokens("context", but="needle", during=Phase.PREFILL)))
+    'context hidden, needle kept, in prefill'
+    >>> plan_name(Plan(paper(OnlyTokens("needle", during=Phase.GENERATION))))
+    "only the needle in generation, the paper's way"
     """
     return " and ".join(map(_rule_name, plan.rules)) or "base"
 
@@ -46,3 +52,57 @@ def _rule_name(rule: Rule) -> str:
             return f"{len(heads)} named heads kept {during}"
         case AblateMixer(layers=layers):
             return f"attention of {'all' if layers == 'all' else len(layers)} layers removed {during}"
+        case HideTokens() | OnlyTokens() | BalanceTokens() | HideAll():
+            what = f"{seen_name(rule)}{_copy(rule)}{_where(rule)}"
+            return f"{what}{',' if ',' in what else ''} {during}{_how(rule)}"
+
+
+def copy_name(occurrence: Occurrence) -> str:
+    """Which occurrence of a span, in words.
+
+    >>> copy_name(1), copy_name("all")
+    ('second copy', 'all copies')
+    """
+    if occurrence == "all":
+        return "all copies"
+    return f"{('first', 'second', 'third')[occurrence] if occurrence < 3 else f'{occurrence + 1}th'} copy"
+
+
+def seen_name(rule: TokenRule) -> str:
+    """What attention sees under a rule, in words; not when, nor how.
+
+    >>> seen_name(HideTokens("context", but="needle"))
+    'context hidden, needle kept'
+    """
+    if isinstance(rule, HideAll):
+        return "everything hidden"
+    span, but = rule.span.replace("+", " and "), (rule.but or "").replace("+", " and ")
+    match rule:
+        case HideTokens():
+            return f"{span} hidden" + (f", {but} kept" if but else "")
+        case OnlyTokens():
+            return f"only the {span}" + (f" without the {but}" if but else "")
+        case BalanceTokens():
+            return f"only the {span}" + (f" without the {but}" if but else "") + ", balanced"
+
+
+def _copy(rule: TokenRule) -> str:
+    """Which occurrence, where it is not all of them and the paper's way does not say so already."""
+    if isinstance(rule, HideAll) or rule.occurrence == "all" or rule == paper(rule):
+        return ""
+    return f" ({copy_name(rule.occurrence)})"
+
+
+def _where(rule: TokenRule) -> str:
+    if rule.heads != "all":
+        return f" for {len(rule.heads)} named heads"
+    return "" if rule.layers == "all" else f" for {len(rule.layers)} layers"
+
+
+def _how(rule: TokenRule) -> str:
+    """What a rule does otherwise than by default."""
+    if isinstance(rule, HideAll):
+        return ""
+    if rule == paper(rule):
+        return ", the paper's way"
+    return ("" if rule.renormalize else ", not renormalised") + ("" if rule.causal else ", rows with nothing left too")

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from segregation.interventions.token_rules import BalanceTokens, HideTokens, OnlyTokens
 from segregation.report.names import phase_name, plan_name
 from segregation.scores.claims import Claim
 from segregation.scores.outcomes import Outcome, sweep_point
@@ -83,7 +84,7 @@ class RateRow:
     """How often one plan gave the right answer.
 
     Attributes:
-        task: the task of the samples.
+        task: the task of the samples; the classic needle is a task of its own where there are others too.
         readings: how often the prompt holds the context.
         plan: the plan in words; random draws with equal k and phase share a row.
         n: records counted.
@@ -106,8 +107,10 @@ class RateRow:
 def rates(outcomes: Sequence[Outcome]) -> list[RateRow]:
     """One row per task, number of readings and plan, in the order they were run."""
     groups: dict[tuple[str, int, str], list[Outcome]] = defaultdict(list)
+    kinds = {outcome.classic for outcome in outcomes if outcome.task == "needle"}
     for outcome in outcomes:
-        groups[outcome.task, outcome.readings, _row_name(outcome)].append(outcome)
+        task = "classic needle" if outcome.classic and len(kinds) > 1 else outcome.task
+        groups[task, outcome.readings, _row_name(outcome)].append(outcome)
     rows = []
     for (task, readings, plan), group in groups.items():
         rate = wilson(sum(outcome.correct for outcome in group), len(group))
@@ -116,9 +119,34 @@ def rates(outcomes: Sequence[Outcome]) -> list[RateRow]:
     return rows
 
 
+def beyond_window(outcomes: Sequence[Outcome]) -> list[str]:
+    """For each span that left the attention window where a rule should have acted on it, in how many samples it did.
+
+    >>> beyond_window([])
+    []
+    """
+    named, behind = defaultdict(set), defaultdict(set)
+    for outcome in outcomes:
+        for rule in outcome.plan.rules:
+            if isinstance(rule, HideTokens | OnlyTokens | BalanceTokens):
+                named[rule.span].add(outcome.sample_id)
+        for span in outcome.beyond_window:
+            behind[span].add(outcome.sample_id)
+    return [
+        f"{len(samples)} of {len(named[span])} samples: {span.replace('+', ' and ')} beyond the attention window at "
+        "some position that a rule about it acts on; nothing was edited there"
+        for span, samples in behind.items()
+    ]
+
+
 def rates_table(outcomes: Sequence[Outcome]) -> Table:
     """The rates for a terminal, one row per task, number of readings and plan."""
-    table = Table(title="Share of right answers, with Wilson 95% intervals", title_justify="left")
+    table = Table(
+        title="Share of right answers, with Wilson 95% intervals",
+        title_justify="left",
+        caption="\n".join(map(escape, beyond_window(outcomes))) or None,
+        caption_justify="left",
+    )
     for name in ("task", "read", "plan", "n", "exact", "95% interval", "rubric"):
         table.add_column(name, justify="left" if name in ("task", "plan") else "right")
     for row in rates(outcomes):

@@ -47,7 +47,7 @@ ABLATED = Plan(AblateHeads("all", during=Phase.ALL))
 
 
 def needles(outcomes: Sequence[Outcome], plan: Plan, readings: int = 1) -> list[Outcome]:
-    """The needle outcomes of a plan. The classic needle is left out where there are others: training may have held it.
+    """The needle outcomes of a plan. The classic one, the same text in all its samples, counts only without others.
 
     >>> needles([], Plan())
     []

@@ -131,14 +131,13 @@ def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
     ranks = ("fails", "undecided", "holds")
     worst = min(cells, key=lambda cell: (ranks.index(at_least(cell[2], KNOWLEDGE_KEPT)), cell[2].value))
     parts = [
-        f"the worst is {worst[0].task} with {named[worst[1]]}; left of base accuracy, raw and corrected for chance"
-    ]
-    parts += [
         f"{task.task} with {named[plan]}: {left.raw.value:.0%} and {left.corrected.value:.0%}, McNemar {left.test}"
         for task in known
         for plan, left in task.left.items()
     ]
-    note = "; ".join([*parts, *([f"left out, as {left_out}"] if unknown else [])])
+    parts += [f"left out, as {left_out}"] if unknown else []
+    note = f"the worst is {worst[0].task} with {named[worst[1]]}; left of base accuracy, raw and corrected for chance: "
+    note += "; ".join(parts)
     tested = {task.task for task in known}
     rows = [outcome for outcome in asked if outcome.plan in named and outcome.task in tested]
     return claim_of("benchmarks", rows, worst[2], at_least(worst[2], KNOWLEDGE_KEPT), note)
