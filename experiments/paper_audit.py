@@ -185,18 +185,18 @@ def depth_findings(options: Options, model: sg.HybridModel) -> Iterator[Finding]
 
 
 def window_finding(options: Options, records: Sequence[Record], far: Sequence[sg.Sample]) -> Finding:
-    """In how many samples a rule about the needle had nothing to act on, and who says so."""
-    labels = ("without effect, and silent", "without effect, and in the record")
-    what = ("beyond the window", options.model_name, "samples told apart (share)", *labels)
+    """In how many samples a rule about the needle changed nothing, and in how many the record says why."""
+    what = ("beyond the window", options.model_name, "samples (share)")
+    labels = ("the rule changed no token", "the record says that nothing was in reach")
     if not far:
-        return Finding(*what, None, None, "does not arise: this model's attention has no window")
+        return Finding(*what, *labels, None, None, "does not arise: this model's attention has no window")
     ids = {sample.id for sample in far}
     made = with_plan(records, BEYOND, "generate", ids)
     base = {record.sample_id: record.tokens for record in with_plan(records, sg.Plan(), "generate", ids)}
     silent = sum(record.tokens == base[record.sample_id] for record in made)
-    reported = sum(bool(record.beyond_window) for record in made)
-    note = f'"only the needle" left the tokens of {silent} of {len(made)} samples as they were'
-    return Finding(*what, wilson(0, len(made)), wilson(reported, len(made)), note)
+    reported = sum("needle" in record.beyond_window for record in made)
+    note = "their code leaves no trace of it"
+    return Finding(*what, *labels, wilson(silent, len(made)), wilson(reported, len(made)), note)
 
 
 def tie_findings(options: Options) -> Iterator[Finding]:
