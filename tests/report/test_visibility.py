@@ -34,7 +34,7 @@ def test_the_cells_of_a_row_are_made_of_the_same_samples() -> None:
     more = rows(LARGE, [Plan(), HIDDEN[Phase.GENERATION]], lambda plan, sample: False)
     figure = visibility_map([*more, *common])
     assert figure.axes[0].images[0].get_array().tolist() == [[1, 1]]
-    assert "128-128 tokens of context; untouched 100% [57, 100], n = 5" in figure.get_supxlabel()
+    assert "128 tokens of context; untouched 100% [57, 100], n = 5" in figure.get_supxlabel()
 
 
 def test_rows_of_different_samples_say_how_many() -> None:

@@ -7,11 +7,23 @@ import pytest
 from segregation.errors import ScoreError
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import KeepTopHeads, Plan
+from segregation.interventions.visibility import View
 from segregation.prompts.sample import Sample
 from segregation.scores.claims import Claim
 from segregation.scores.outcomes import outcomes, sweep_point
 from segregation.scores.verdicts import decide, smallest_k
-from tests.made_up import ABLATED, Right, ablation_plans, ablation_records, facts, needles, recorded, sweep_records
+from tests.made_up import (
+    ABLATED,
+    Right,
+    ablation_plans,
+    ablation_records,
+    classic,
+    facts,
+    needles,
+    recorded,
+    sweep_plans,
+    sweep_records,
+)
 
 PAPER = "as in the paper: without attention no needle, but facts"
 
@@ -166,6 +178,21 @@ def test_knowledge_that_goes_with_attention_fails_benchmarks() -> None:
     claim = by_id(decide(outcomes(sweep_records(right))))["benchmarks"]
     assert claim.verdict == "fails" and claim.measured == pytest.approx((0 - 0.25) / 0.75)
     assert claim.evidence[1].startswith("loglikelihood:*:")
+
+
+def test_experiments_in_one_folder_are_decided_as_if_each_had_its_own() -> None:
+    """The sweep's model retrieves from 3 heads on; the map has harder samples, of which the model misses a fifth."""
+    sweep = sweep_records(keeping(lambda choice: {"entropy": 3}.get(choice, 7)))
+    ablated = ablation_records(as_in_the_paper)
+    hidden = View("needle hidden", Phase.GENERATION).plan
+    hard = needles(lengths=range(900, 915))
+    plans = [Plan(), hidden, View("decoy hidden", Phase.GENERATION).plan]
+    mapped = recorded(hard, plans, lambda plan, sample: plan != hidden and sample.metadata["depth_percent"] != 50)
+    known = recorded(classic(needles(lengths=[128])), [*plans, ABLATED, *sweep_plans(8, 1)], lambda plan, sample: True)
+    alone = [claim for records in (ablated, sweep, mapped) for claim in decide(outcomes(records))]
+    together = {record.key: record for record in (*known, *sweep, *ablated, *mapped)}
+    assert decide(outcomes(together.values())) == alone
+    assert by_id(alone)["needle-in-generation"].note.startswith("the untouched model gets 80%")
 
 
 def test_sweeps_in_other_phases_do_not_count() -> None:

@@ -116,8 +116,8 @@ def test_nonsense_the_papers_way_that_goes_away_with_ours() -> None:
     plans = [*PAPER.values(), *DEFAULT.values()]
     found = claim(plans, unless(*PAPER.values()), family="jamba")
     assert (found.id, found.verdict, found.measured) == ("prefill-nonsense", "holds", 0)
-    assert "mean score" in found.note and "no longer holds" in found.note
-    assert "still holds" in claim(plans, unless(*plans), family="jamba").note
+    assert "mean score" in found.note and "so edited, it fails" in found.note
+    assert "so edited, it holds" in claim(plans, unless(*plans), family="jamba").note
     assert claim(plans, unless(), family="jamba").verdict == "fails"
     one = claim(plans, unless(PAPER["needle hidden"]), family="jamba")
     assert one.verdict == "fails" and one.measured == 1  # the larger rate of the two

@@ -93,10 +93,11 @@ def _maps(title: str, panels: Mapping[str, Mapping[str, Row]], outcomes: Sequenc
     untouched = f"untouched {_rated(base)}" if base else "the untouched model was not run"
     needles = len({outcome.metadata.get("needle", outcome.sample_id) for outcome in shown})
     which = "the classic needle" if shown[0].classic else f"{needles} needles"
+    kind = " (classic needle)" if shown[0].classic else ""
     lengths = [outcome.context_length for outcome in shown]
-    tokens = f"{min(lengths)}-{max(lengths)} tokens of context"
+    tokens = f"{_span(set(lengths))} tokens of context"
     figure.supxlabel(f"{which}, {tokens}; {untouched}; in brackets: Wilson 95% intervals", fontsize=8)
-    figure.suptitle(f"{shown[0].model}: {title}", fontsize=12, fontweight="bold")
+    figure.suptitle(f"{shown[0].model}: {title}{kind}", fontsize=12, fontweight="bold")
     return figure
 
 

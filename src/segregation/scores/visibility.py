@@ -100,9 +100,9 @@ def prefill_nonsense(outcomes: Sequence[Outcome]) -> Claim | None:
         return claim_of("prefill-nonsense", rows, worst, "undecided", problem)
     note = f"edited the paper's way: {_told(paper)}"
     if all(default.values()):
-        answers = {"holds": "still holds", "fails": "no longer holds", "undecided": "is undecided"}
-        so = answers[at_most(max(map(rate, default.values()), key=lambda interval: interval.value), GONE)]
-        note += f"; causal and renormalised: {_told(default)}, so that the claim {so}"
+        under_ours = at_most(max(map(rate, default.values()), key=lambda interval: interval.value), GONE)
+        answer = "is undecided" if under_ours == "undecided" else under_ours
+        note += f"; causal and renormalised: {_told(default)}; so edited, it {answer}"
         rows += [row for group in default.values() for row in group]
     else:
         note += "; causal and renormalised it was not run"
