@@ -2,6 +2,7 @@
 
     python -m experiments.reproduce
 
+What no claim rests on (the whole map, sweeps in all phases) runs on fewer samples than in the experiment by itself.
 Writes one run folder per experiment and model below ``runs/reproduce``, and there ``claims.json``, ``figures/`` and
 ``report.html`` over all of them. Run it again after an interruption: it goes on where it was.
 """
@@ -15,7 +16,9 @@ from typing import Any
 
 from experiments import attention_ablation, benchmarks, head_sparsification, needle_visibility
 from experiments.launch import main
+from experiments.needle_visibility import FEW_DEPTHS
 from experiments.options import Common
+from segregation.prompts.grid import Grid
 from segregation.runs.progress import side_by_side
 
 
@@ -36,8 +39,16 @@ class Options:
 
     models: tuple[str, ...] = ("tiny-jamba", "tiny-recurrentgemma")
     ablation: attention_ablation.Options = field(default_factory=attention_ablation.Options)
-    sparsification: head_sparsification.Options = field(default_factory=head_sparsification.Options)
-    visibility: needle_visibility.Options = field(default_factory=needle_visibility.Options)
+    sparsification: head_sparsification.Options = field(
+        default_factory=lambda: head_sparsification.Options(short=Grid(lengths=(128,)))
+    )
+    visibility: needle_visibility.Options = field(
+        default_factory=lambda: needle_visibility.Options(
+            map=Grid(lengths=(128, 256), depths=FEW_DEPTHS),
+            classic=Grid(lengths=(192,), depths=FEW_DEPTHS, needles="classic"),
+            twice=Grid(lengths=(96, 192), depths=FEW_DEPTHS, readings=2),
+        )
+    )
     tasks: benchmarks.Options = field(default_factory=benchmarks.Options)
     device: str = "cpu"
     root: Path = Path("runs/reproduce")
