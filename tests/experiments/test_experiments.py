@@ -21,7 +21,7 @@ from segregation.interventions.visibility import view_of
 from segregation.prompts.grid import Grid
 from segregation.runs.store import read_records
 from segregation.scores.claims import read_claims
-from segregation.scores.verdicts import STATEMENTS
+from segregation.scores.deciding import STATEMENTS
 from tests.made_up import save_random_model
 
 N_HEADS = 4
