@@ -9,6 +9,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from segregation import __version__
+from segregation.report.attention import attention_figures
 from segregation.report.figures import figures_of, png
 from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
@@ -31,6 +32,10 @@ CAPTIONS = {
     "benchmarks": "Accuracy on choice tasks, scored by log-likelihood, over that of the untouched model on the same "
     "questions: raw, and once the share that a guess gets right is taken off both. Whiskers: 95% intervals. Tasks that "
     "the untouched model hardly knows are left out.",
+    "attention": "How much of each head's attention lies on the tokens of the needle, in one sample. Above: the mean "
+    "over the positions of a phase, in percent; “if spread evenly”: what it would be if a head looked alike at every "
+    "token that it sees. Below: the heads that look most, at each position that writes a token of the answer; what a "
+    "head sees where it is ablated (×) goes nowhere.",
 }
 """What a reader has to know to read each figure, by the first part of its name."""
 
@@ -52,7 +57,7 @@ class Example:
 def write_report(folder: Path | str) -> list[Run]:
     """Write ``claims.json``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
 
-    Only records are read. Returns the runs, with their claims.
+    Only records and captures are read. Returns the runs, with their claims.
 
     Raises:
         RecordError: there is no run in the folder, or a record cannot be read.
@@ -71,7 +76,7 @@ def write_report(folder: Path | str) -> list[Run]:
 
 def draw(run: Run) -> dict[str, bytes]:
     """The figures of a run as PNG pictures, by name."""
-    return {name: png(figure) for name, figure in figures_of(run.outcomes).items()}
+    return {name: png(figure) for name, figure in {**figures_of(run.outcomes), **attention_figures(run.path)}.items()}
 
 
 def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]]) -> str:

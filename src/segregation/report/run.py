@@ -18,18 +18,23 @@ class Run:
     """One run on one model.
 
     Attributes:
-        name: the name of its folder.
+        path: its folder.
         manifest: what was run.
         records: what came out, in the order it was written.
         outcomes: the records, scored, in the same order; one for each record that ``has_outcome``.
         claims: what they say about the paper's claims.
     """
 
-    name: str
+    path: Path
     manifest: dict[str, Any]
     records: Sequence[Record]
     outcomes: Sequence[Outcome]
     claims: Sequence[Claim]
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        return self.path.name
 
 
 def read_run(folder: Path | str) -> Run:
@@ -40,7 +45,7 @@ def read_run(folder: Path | str) -> Run:
     """
     records = read_records(folder)
     scored = outcomes(records)
-    return Run(Path(folder).name, read_manifest(folder), records, scored, decide(scored))
+    return Run(Path(folder), read_manifest(folder), records, scored, decide(scored))
 
 
 def read_runs(folder: Path | str) -> list[Run]:
