@@ -38,6 +38,12 @@ def run(by_plan: dict[tuple[str, Plan], float], plans: list[Plan] = PLANS) -> li
     return [record for task in tasks for record in recorded(task, plans, share(by_plan))]
 
 
+def known(by_plan: dict[tuple[str, Plan], float]) -> list[Record]:
+    """Two tasks about knowledge, with other chances."""
+    tasks = facts(100), asked("mmlu", 100, YES_NO)
+    return [record for task in tasks for record in recorded(task, PLANS, share(by_plan))]
+
+
 def claim(records: list[Record]) -> Claim:
     (only,) = decide(outcomes(records))
     assert only.id == "benchmarks"
@@ -45,10 +51,10 @@ def claim(records: list[Record]) -> Claim:
 
 
 def test_the_worst_task_decides_corrected_for_its_own_chance() -> None:
-    found = claim(run({("sentiment", ABLATED): 0.6, ("facts", ABLATED): 0.6}))
+    found = claim(known({("mmlu", ABLATED): 0.6, ("facts", ABLATED): 0.6}))
     assert found.verdict == "fails" and found.measured == pytest.approx((0.6 - 0.5) / 0.5)
-    assert "the worst is sentiment with none" in found.note
-    assert "sentiment with none: 60% and 20%, McNemar p =" in found.note
+    assert "the worst is mmlu with none" in found.note
+    assert "mmlu with none: 60% and 20%, McNemar p =" in found.note
     assert "facts with none: 60% and 47%" in found.note and "(40 lost, 0 won)" in found.note
     assert found.evidence == tuple(f"loglikelihood:*:{plan.hash}*" for plan in (Plan(), KEPT, ABLATED))
 
@@ -58,15 +64,22 @@ def test_knowledge_without_attention_holds() -> None:
     assert (found.verdict, found.measured, found.n) == ("holds", 1, 100)
 
 
+def test_a_task_that_is_not_about_knowledge_stands_beside_the_claim() -> None:
+    found = claim(run({("entailment", ABLATED): 0.5}))
+    assert (found.verdict, found.measured) == ("holds", 1)
+    assert "beside the claim, entailment with none: 50% and 0%" in found.note
+    assert decide(outcomes(recorded(asked("entailment", 100, YES_NO), PLANS, share({})))) == []
+
+
 def test_a_wide_interval_is_undecided() -> None:
-    assert claim(run({("entailment", KEPT): 0.9})).verdict == "undecided"  # 80% [65, 89] of what a guess does not get
+    assert claim(known({("mmlu", KEPT): 0.9})).verdict == "undecided"  # 80% [65, 89] of what a guess does not get
 
 
 def test_a_task_that_the_base_hardly_knows_is_left_out_by_name() -> None:
-    found = claim(run({("entailment", Plan()): 0.79, ("entailment", ABLATED): 0.5}))
+    found = claim(known({("mmlu", Plan()): 0.79, ("mmlu", ABLATED): 0.5}))
     assert found.verdict == "holds"
-    assert "left out, as the base knows too little of entailment (79%, chance 50%)" in found.note
-    assert claim(run({("entailment", Plan()): 0.8, ("entailment", ABLATED): 0.5})).verdict == "fails"
+    assert "left out, as the base knows too little of mmlu (79%, chance 50%)" in found.note
+    assert claim(known({("mmlu", Plan()): 0.8, ("mmlu", ABLATED): 0.5})).verdict == "fails"
 
 
 def test_a_base_that_knows_nothing_gives_no_number() -> None:
@@ -85,9 +98,9 @@ def test_facts_alone_are_enough_and_a_cell_that_is_missing_is_not() -> None:
     assert claim(recorded(facts(100), [Plan(), KEPT, ABLATED], share({}))).verdict == "holds"
     partly = [
         *recorded(facts(100), [Plan(), KEPT, ABLATED], share({})),
-        *recorded(asked("sentiment", 100, YES_NO), [Plan(), ABLATED], share({})),
+        *recorded(asked("mmlu", 100, YES_NO), [Plan(), ABLATED], share({})),
     ]
-    assert claim(partly).verdict == "undecided" and "not run: sentiment with k = 3" in claim(partly).note
+    assert claim(partly).verdict == "undecided" and "not run: mmlu with k = 3" in claim(partly).note
 
 
 def test_without_a_plan_of_k_heads_or_of_none_there_is_no_claim() -> None:

@@ -35,7 +35,7 @@ def claims_table(claims: Sequence[Claim]) -> Group:
     """The claims for a terminal: a row each, then what each says and how to read its number."""
     table = Table(title="Claims of arXiv 2510.19861", title_justify="left", show_edge=False, box=box.ROUNDED)
     for name in ("claim", "model"):
-        table.add_column(name, no_wrap=True)
+        table.add_column(name)  # folded where the terminal is narrow, so that numbers and verdicts stay whole
     for name in ("measured [95% CI]", "n"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)

@@ -26,7 +26,7 @@ STATEMENTS: dict[str, tuple[str, str | None]] = {
     ),
     "random-heads": ("at the same k, random heads do not keep it", None),
     "benchmarks": (
-        "with k heads in generation, and with none at all, benchmarks keep 74% of their chance-corrected accuracy",
+        "with k heads in generation, and with none at all, knowledge keeps 74% of its chance-corrected accuracy",
         "84% of MMLU (raw); corrected for chance, 74%",
     ),
     "needle-in-generation": ("hiding the needle in generation destroys retrieval", "yes"),

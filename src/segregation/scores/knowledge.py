@@ -25,6 +25,8 @@ from segregation.scores.statistics import Interval
 
 BASE_KNOWS = 0.6
 """How far the untouched model must be on the way from chance to all right for a task to count."""
+KNOWLEDGE_TASKS = frozenset({"facts", "mmlu"})
+"""Tasks whose answers were learned; those of the others stand in the prompt, to be judged or compared."""
 KNOWLEDGE_KEPT = 0.74
 """The paper's 84% of MMLU accuracy at a base of .66, corrected for chance (.25)."""
 
@@ -100,12 +102,14 @@ def knowledge(outcomes: Sequence[Outcome], plans: Iterable[Plan]) -> list[Knowle
 
 
 def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
-    """Choice tasks keep 74% of their chance-corrected accuracy, fully ablated and with k heads in generation.
+    """Knowledge keeps 74% of its chance-corrected accuracy, fully ablated and with k heads in generation.
 
     k is that of ``sparsity`` where its sweep is among the outcomes, else the fewest heads that were asked about.
-    ``measured`` is the worst of all tasks. Control: the base knows enough of a task, or the task is left out.
+    ``measured`` is the worst of the tasks. Control: the base knows enough of a task, or the task is left out. Tasks
+    that are not about knowledge stand beside it in the note.
     """
-    asked, sweep = choices_of(outcomes), entropy_sweep(outcomes)
+    sweep, answered = entropy_sweep(outcomes), choices_of(outcomes)
+    asked = [outcome for outcome in answered if outcome.task in KNOWLEDGE_TASKS]
     sparse = {point.k: o.plan for o in asked if (point := _in_generation(o.plan)) and point.k > 0}
     ablated = [outcome for outcome in asked if outcome.plan == ABLATED]
     if not ablated or not (sweep or sparse) or all(outcome.plan != BASE for outcome in asked):
@@ -135,7 +139,13 @@ def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
         for task in known
         for plan, left in task.left.items()
     ]
+    beside = knowledge([outcome for outcome in answered if outcome.task not in KNOWLEDGE_TASKS], named)
     parts += [f"left out, as {left_out}"] if unknown else []
+    parts += [
+        f"beside the claim, {task.task} with {named[plan]}: {left.raw.value:.0%} and {left.corrected.value:.0%}"
+        for task in beside
+        for plan, left in task.left.items()
+    ]
     note = f"the worst is {worst[0].task} with {named[worst[1]]}; left of base accuracy, raw and corrected for chance: "
     note += "; ".join(parts)
     tested = {task.task for task in known}
