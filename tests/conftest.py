@@ -14,8 +14,10 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from segregation.interventions.phase import Phase
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
+from segregation.shapes import PositionMask, Positions, PromptLengths
 
 torch.set_num_threads(1)
 
@@ -97,3 +99,16 @@ def samples() -> list[Sample]:
         return "".join(rng.choice("abcdefgh ijkl") for _ in range(n))
 
     return [Sample(id=f"{n}", prompt=text(n), target="xyz", choices=("xyz", "y", "zq")) for n in (5, 30, 12, 1, 22, 39)]
+
+
+def phase_mask(during: Phase, positions: Positions, prompt_lengths: PromptLengths) -> PositionMask:
+    """Which positions belong to the phases ``during``; padding has a negative position and belongs to none."""
+    last = prompt_lengths[:, None] - 1
+    mask = positions != positions
+    if Phase.PREFILL in during:
+        mask = mask | ((positions >= 0) & (positions < last))
+    if Phase.LAST in during:
+        mask = mask | (positions == last)
+    if Phase.DECODE in during:
+        mask = mask | (positions > last)
+    return mask

@@ -7,9 +7,10 @@ from torch import Tensor
 
 from segregation.errors import PlanError
 from segregation.interventions.heads import keep_top, negative_entropy
-from segregation.interventions.phase import Phase, phase_mask
+from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel
+from tests.conftest import phase_mask
 
 TEXT = "abc defgh ij abc klm defgh"
 PHASES = (Phase.PREFILL, Phase.LAST, Phase.DECODE, Phase.GENERATION, Phase.ALL)

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from segregation.errors import PlanError
-from segregation.interventions.phase import Phase, phase_mask, phase_numbers
+from segregation.interventions.phase import Phase, phase_numbers
+from tests.conftest import phase_mask
 
 POSITIONS = torch.tensor([[-1, -1, 0, 1, 2], [0, 1, 2, 3, 4], [-1, -1, -1, -1, 0]])
 LENGTHS = torch.tensor([2, 4, 1])

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from segregation.errors import PlanError
-from segregation.shapes import PositionMask, Positions, PromptLengths
+from segregation.shapes import Positions, PromptLengths
 
 PHASES = 3
 """``PREFILL``, ``LAST`` and ``DECODE``, numbered 0, 1, 2 where tables are indexed by phase."""
@@ -65,25 +65,6 @@ class Phase(enum.Flag):
                 )
             phase |= cls[name.strip()]
         return phase
-
-
-def phase_mask(during: Phase, positions: Positions, prompt_lengths: PromptLengths) -> PositionMask:
-    """Which positions belong to the phases ``during``; padding has a negative position and belongs to none.
-
-    >>> import torch
-    >>> positions, prompt_lengths = torch.tensor([[-1, 0, 1, 2, 3]]), torch.tensor([3])
-    >>> phase_mask(Phase.GENERATION, positions, prompt_lengths).int().tolist()
-    [[0, 0, 0, 1, 1]]
-    """
-    last = prompt_lengths[:, None] - 1
-    mask = positions != positions
-    if Phase.PREFILL in during:
-        mask = mask | ((positions >= 0) & (positions < last))
-    if Phase.LAST in during:
-        mask = mask | (positions == last)
-    if Phase.DECODE in during:
-        mask = mask | (positions > last)
-    return mask
 
 
 def phase_numbers(positions: Positions, prompt_lengths: PromptLengths) -> Int[Tensor, "batch pos"]:

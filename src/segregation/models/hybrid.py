@@ -15,6 +15,7 @@ from segregation.errors import ModelError
 from segregation.models.attention import AttentionCall
 from segregation.models.decoding import check_decoding, check_length, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
+from segregation.models.inputs import as_text, spans_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
 from segregation.models.padding import keep_padding_out
 from segregation.models.positions import Run, forward_arguments
@@ -22,7 +23,7 @@ from segregation.models.scans import use_mamba_scan, use_rg_lru_scan
 from segregation.models.states import RecurrentState, recurrent_state
 from segregation.models.structure import check_structure
 from segregation.prompts.sample import Sample
-from segregation.prompts.spans import TokenSpans, sample_spans
+from segregation.prompts.spans import TokenSpans
 from segregation.shapes import Pattern, Z
 
 if TYPE_CHECKING:
@@ -294,27 +295,14 @@ class HybridModel(TransformersModel):
         return super()._call(*inputs, **kwargs)
 
     def _batch_size(self, *inputs: Any, **kwargs: Any) -> int:
-        return super()._batch_size(*_as_text(inputs), **kwargs)
+        return super()._batch_size(*as_text(inputs), **kwargs)
 
     def _batch(self, invokes: list[Any], fn: Any) -> tuple[Any, Any]:
         if not invokes:
             return (), {}
-        self.run.coming = [spans for inputs, kwargs in invokes for spans in self._spans_of(inputs, kwargs)]
-        return super()._batch([(_as_text(inputs), kwargs) for inputs, kwargs in invokes], fn)
-
-    def _spans_of(self, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[TokenSpans | None]:
-        """The spans of every row of an invoke; a row that is no sample has none."""
-        rows = [row for value in inputs for row in (value if isinstance(value, list) else [value])]
-        if not any(isinstance(row, Sample) for row in rows):
-            return [None] * self._batch_size(*inputs, **kwargs)
-        assert self.tokenizer is not None
-        return [sample_spans(self.tokenizer, row) if isinstance(row, Sample) else None for row in rows]
-
-
-def _as_text(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Samples replaced by their prompts, alone or in a list."""
-
-    def text(value: Any) -> Any:
-        return value.prompt if isinstance(value, Sample) else value
-
-    return tuple([text(one) for one in value] if isinstance(value, list) else text(value) for value in inputs)
+        self.run.coming = [
+            spans
+            for inputs, kwargs in invokes
+            for spans in spans_of(self.tokenizer, inputs) or [None] * self._batch_size(*inputs, **kwargs)
+        ]
+        return super()._batch([(as_text(inputs), kwargs) for inputs, kwargs in invokes], fn)

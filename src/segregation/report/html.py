@@ -13,7 +13,7 @@ from segregation.report.attention import attention_figures
 from segregation.report.figures import figures_of, png
 from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
-from segregation.report.tables import beyond_window, measured, rates
+from segregation.report.tables import beyond_window, claims_markdown, measured, rates
 from segregation.scores.claims import write_claims
 from segregation.scores.outcomes import has_outcome, sweep_point
 
@@ -55,7 +55,7 @@ class Example:
 
 
 def write_report(folder: Path | str) -> list[Run]:
-    """Write ``claims.json``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
+    """Write ``claims.json``, ``claims.md``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
 
     Only records and captures are read. Returns the runs, with their claims.
 
@@ -65,7 +65,9 @@ def write_report(folder: Path | str) -> list[Run]:
     folder = Path(folder)
     runs = read_runs(folder)
     pictures = {run.name: draw(run) for run in runs}
-    write_claims([claim for run in runs for claim in run.claims], folder / "claims.json")
+    claims = [claim for run in runs for claim in run.claims]
+    write_claims(claims, folder / "claims.json")
+    (folder / "claims.md").write_text(claims_markdown(claims) + "\n", encoding="utf-8")
     (folder / "figures").mkdir(exist_ok=True)
     for name, drawn in pictures.items():
         for figure, picture in drawn.items():
