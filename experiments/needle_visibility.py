@@ -3,7 +3,7 @@
     python -m experiments.needle_visibility --model tiny-jamba
 
 Claims ``needle-in-generation``, ``context-somewhere`` and ``prefill-nonsense`` of arXiv 2510.19861 (section on token
-visibility); control: a decoy, as long as the needle, is hidden. The map has every phase and union of phases, our
+visibility); control: a decoy of as many characters is hidden. The map has every phase and union of phases, our
 semantics and the paper's, the paper's needle beside unseen ones, and, for contexts that are read twice, which copy of
 the needle is hidden.
 """

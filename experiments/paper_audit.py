@@ -103,7 +103,7 @@ PAIRS = (
         "balanced in prefill",
         (
             "each row gets the sum of all",
-            sg.Plan(sg.BalanceTokens("needle", during=PREFILL, renormalize=False, causal=False, summed_over="phase")),
+            sg.Plan(sg.BalanceTokens("needle", during=PREFILL, renormalize=False, causal=False, summed_over="prefill")),
         ),
         ("each row its own", sg.Plan(sg.BalanceTokens("needle", during=PREFILL, renormalize=False, causal=False))),
     ),

@@ -74,7 +74,7 @@ def test_balance_without_causal_gives_weight_to_tokens_still_to_come():
 
 
 def test_the_sum_over_a_phase_is_shared_out_in_every_row():
-    step = Step("balance", renormalize=False, causal=False, summed_over="phase")
+    step = Step("balance", renormalize=False, causal=False, summed_over="prefill")
     totals = torch.tensor([[[3.0, 3.0]]]).log()
     got, _ = edit(step, [[1.0, 0, 0], [0.5, 0.25, 0.25]], [0, 2], prefill=True, totals=totals)
     assert close(got, [[1.5, 0, 1.5], [1.5, 0, 1.5]])

@@ -112,3 +112,12 @@ def test_a_row_is_greedy_where_greedy_decoding_writes_its_continuation(model, sa
             continuations.append(tokens)
     scored = {one.row.index: one.greedy for one in module.score_rows(model, rows, continuations, batch_size=5)}
     assert [scored[index] for index in range(len(rows))] == [True, True, False] * len(samples)
+
+
+def test_rows_that_read_the_same_but_end_their_prompt_elsewhere_are_scored_apart(model: HybridModel):
+    plan = Plan(AblateHeads(during=Phase.GENERATION))
+    samples = [Sample(id="a", prompt="hello wo", target="rldx"), Sample(id="b", prompt="hello world", target="x")]
+    alone = [record.loglikelihoods for sample in samples for record in loglikelihood(model, [sample], plan)]
+    together = {record.sample_id: record.loglikelihoods for record in loglikelihood(model, samples, plan)}
+    assert together["a"] == pytest.approx(alone[0], abs=2e-5)
+    assert together["b"] == pytest.approx(alone[1], abs=2e-5)

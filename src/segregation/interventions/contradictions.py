@@ -27,22 +27,23 @@ def check_rules(rules: Sequence[Any]) -> None:
 
 
 def _token_contradiction(one: Any, other: Any) -> str:
-    if not (isinstance(one, _TOKENS) and isinstance(other, _TOKENS) and _same_place(one, other)):
+    if not (isinstance(one, _TOKENS) and isinstance(other, _TOKENS) and same_place(one, other)):
         return ""
     if isinstance(one, HideAll) or isinstance(other, HideAll):
         return "where everything is hidden, nothing is left for another rule about tokens"
     if (one.renormalize, one.causal) != (other.renormalize, other.causal):
         return "renormalize and causal must be the same in rules that act on the same rows"
     kinds = {type(one), type(other)}
-    if BalanceTokens in kinds and (len(kinds) == 1 or "phase" in (_sum(one), _sum(other))):
+    if BalanceTokens in kinds and (len(kinds) == 1 or "prefill" in (_sum(one), _sum(other))):
         return "a row is shared out in one way"
     if kinds == {OnlyTokens} or kinds == {OnlyTokens, BalanceTokens}:
         if (one.span, one.but, one.occurrence) != (other.span, other.but, other.occurrence):
             return 'one rule says what attention may see; join spans in it, as in OnlyTokens("needle+question")'
     elif HideTokens in kinds and len(kinds) == 2:
         hide, keep = (one, other) if isinstance(one, HideTokens) else (other, one)
-        taken = set(keep.span.split("+")) <= set(hide.span.split("+")) - set((hide.but or "").split("+"))
-        if taken and hide.occurrence in ("all", keep.occurrence):
+        hidden = set(hide.span.split("+"))
+        taken = set(keep.span.split("+")) <= hidden or "everything" in hidden
+        if taken and not hide.but and hide.occurrence in ("all", keep.occurrence):
             return f"one hides {keep.span!r}, the other leaves nothing else"
     elif kinds == {HideTokens} and {one.span, other.span} & {one.but, other.but}:
         return "one hides what the other says must stay visible"
@@ -64,8 +65,12 @@ def _head_contradiction(one: Any, other: Any) -> str:
     return ""
 
 
-def _same_place(one: Any, other: Any) -> bool:
-    """Whether two rules share a head of a layer."""
+def same_place(one: Any, other: Any) -> bool:
+    """Whether two rules about tokens share a head of a layer.
+
+    >>> same_place(HideTokens("needle", layers=(2,)), OnlyTokens("needle", heads=((2, 1),)))
+    True
+    """
     if one.heads == "all" or other.heads == "all":
         layers = [
             None if rule.heads == "all" and rule.layers == "all"

@@ -39,8 +39,10 @@ def paper(rule: AnyTokenRule) -> AnyTokenRule:
     """The rule as the paper's code carries it out.
 
     Nothing is renormalised, every row of the prefill is edited (those before the span too), only the first occurrence
-    counts, and "balanced" shares out the sum over all rows of a phase. A row whose span has left the window is left
-    alone; ours does the same, and the record says so.
+    counts, and "balanced" shares out the sum over all rows of ``PREFILL``. A row whose span has left the window is left
+    alone; ours does the same, and the record says so. Two things are not theirs: where their code counts ``LAST`` as
+    prefill, its row adds to the sum and gets it, while ours keeps its own, so that it does not matter in how many
+    pieces a prompt is read; and keys behind the window get no weight.
 
     >>> str(paper(HideTokens("needle")))
     'HideTokens(span=needle, occurrence=0, during=PREFILL|LAST|DECODE, renormalize=False, causal=False)'
@@ -48,4 +50,4 @@ def paper(rule: AnyTokenRule) -> AnyTokenRule:
     if isinstance(rule, HideAll):
         return rule
     changed = dataclasses.replace(rule, renormalize=False, causal=False, occurrence=0)
-    return dataclasses.replace(changed, summed_over="phase") if isinstance(changed, BalanceTokens) else changed
+    return dataclasses.replace(changed, summed_over="prefill") if isinstance(changed, BalanceTokens) else changed

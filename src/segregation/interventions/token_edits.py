@@ -7,57 +7,14 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from segregation.errors import SampleError
-from segregation.interventions.phase import PHASES, Phase
+from segregation.interventions.phase import Phase
+from segregation.interventions.resolve import members
 from segregation.interventions.tables import TokenGroup, acting
-from segregation.interventions.token_rules import EVERYWHERE, HideAll, TokenRule, spans_named
 from segregation.interventions.tokens import Step, edit_rows, span_mass
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.positions import PatternEdit
 from segregation.prompts.spans import TokenSpans
 from segregation.shapes import LogPattern, Positions, PromptLengths, RowMask, Visible
-
-
-def members(rule: TokenRule, spans: TokenSpans | None, prompt_length: int) -> tuple[set[int], bool]:
-    """The prompt positions that a rule names for one row, and whether it names the new ones.
-
-    Raises:
-        SampleError: a span that the row does not have, or an occurrence of it.
-
-    >>> from segregation.interventions.token_rules import HideTokens
-    >>> spans = TokenSpans("a", (("context", ((1, 2, 3),)), ("needle", ((2,),))))
-    >>> members(HideTokens("context+new", but="needle"), spans, 6)
-    ({1, 3}, True)
-    """
-    if isinstance(rule, HideAll):
-        return set(), False
-    if spans_named(rule) and spans is None:
-        raise SampleError(
-            f"{rule} names the span {spans_named(rule)[0]!r}, but the row it should act on is not a Sample, which has "
-            f"spans; pass a Sample, or use one of the spans {', '.join(EVERYWHERE)}"
-        )
-    names = rule.span.split("+")
-    but = rule.but.split("+") if rule.but else []
-    occurrence = None if rule.occurrence == "all" else rule.occurrence
-
-    def positions(chosen: Sequence[str], occurrence: int | None) -> set[int]:
-        found: set[int] = set()
-        for name in chosen:
-            if name in ("prompt", "everything"):
-                found |= set(range(prompt_length))
-            elif name != "new":
-                assert spans is not None
-                tokens = spans.tokens(name, occurrence)
-                if max(tokens, default=0) >= prompt_length:
-                    raise SampleError(
-                        f"{name!r} of sample {spans.sample_id!r} reaches token {max(tokens)}, but the prompt has "
-                        f"{prompt_length} tokens; a span lies within the prompt, so give prompt_lengths that hold it"
-                    )
-                found |= set(tokens)
-        return found
-
-    new = bool({"new", "everything"} & set(names)) and not {"new", "everything"} & set(but)
-    return positions(names, occurrence) - positions(but, None), new
 
 
 def lookup(group: TokenGroup, plan_of: Tensor, spans: Sequence[TokenSpans | None], lengths: PromptLengths) -> Tensor:
@@ -100,14 +57,14 @@ class TokenEdit:
         positions: of the tokens of this forward.
         phases: the number of the phase of each.
         lengths: prompt tokens of each row.
-        totals: by part, ln of the weight that each row shares out, where that is the sum over a phase.
+        totals: by part and step, ln of the weight that each row shares out, where that is a sum over rows.
     """
 
     parts: tuple[Part, ...]
     positions: Positions
     phases: Int[Tensor, "batch pos"]
     lengths: PromptLengths
-    totals: dict[int, Tensor] = field(default_factory=dict)
+    totals: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
     def columns(self) -> slice:
@@ -130,8 +87,8 @@ class TokenEdit:
         for number, part in enumerate(self.parts):
             own, seen = logs[part.at], visible if len(visible) == 1 else visible[part.at]
             touched = torch.zeros_like(changed[part.at])
-            totals = self.totals.get(number)
-            for step, named, acts in zip(part.steps, part.named, part.acts, strict=True):
+            for which, (step, named, acts) in enumerate(zip(part.steps, part.named, part.acts, strict=True)):
+                totals = self.totals.get((number, which))
                 position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
                 own, now = edit_rows(
                     step,
@@ -149,25 +106,30 @@ class TokenEdit:
         return edited, changed
 
     def prepare(self, call: AttentionCall, before: Sequence[PatternEdit]) -> None:
-        """Add up, where a rule asks for it, the weight of a span over all rows of a phase."""
-        for number, part in enumerate(self.parts):
-            if part.steps[-1].summed_over == "row":
-                continue
-            sums = torch.zeros(len(part.at), call.query.shape[1], PHASES + 1, device=call.query.device)
-            for start in range(0, call.query.shape[2], QUERY_CHUNK):
-                stop = min(start + QUERY_CHUNK, call.query.shape[2])
-                logs, visible = call.log_band(start, stop)
-                first_key = call.first_key(start)
-                for edit in before:
-                    logs = edit(logs, visible, start, first_key)
+        """Add up, where a rule asks for it, the weight of a span over all rows of ``PREFILL``."""
+        sums = [
+            (number, which, part)
+            for number, part in enumerate(self.parts)
+            for which, step in enumerate(part.steps)
+            if step.summed_over == "prefill"
+        ]
+        masses: dict[tuple[int, int], list[Tensor]] = {(number, which): [] for number, which, _ in sums}
+        for start in range(0, call.query.shape[2] if sums else 0, QUERY_CHUNK):
+            stop = min(start + QUERY_CHUNK, call.query.shape[2])
+            logs, visible = call.log_band(start, stop)
+            first_key = call.first_key(start)
+            for edit in before:
+                logs = edit(logs, visible, start, first_key)
+            for number, which, part in sums:
                 position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
-                member = self._member(part.at, part.named[-1], position)
+                member = self._member(part.at, part.named[which], position)
                 seen = visible if len(visible) == 1 else visible[part.at]
-                mass = span_mass(logs[part.at], seen, member)
-                phases = self.phases[part.at, start:stop][:, None].expand(mass.shape)
-                sums.scatter_add_(2, phases, mass)
-            phases = self.phases[part.at][:, None].expand(-1, sums.shape[1], -1)
-            self.totals[number] = sums.gather(2, phases).log()
+                masses[number, which].append(span_mass(logs[part.at], seen, member))
+        for number, which, part in sums:
+            own = torch.cat(masses[number, which], dim=-1)  # row head dest
+            prefill = (self.phases[part.at] == Phase.PREFILL.numbers[0])[:, None]
+            total = own.masked_fill(~prefill, 0.0).sum(-1, keepdim=True)
+            self.totals[number, which] = torch.where(prefill, total, own).log()
 
     def _key_positions(self, at: Tensor, first_key: int, keys: int) -> Int[Tensor, "row src"]:
         """The absolute positions of the keys ``first_key..keys``; those of padding are negative."""
@@ -213,5 +175,6 @@ def edits_of_layers(
         own = torch.searchsorted(group.rows, plan_of[at])
         for layer in here if len(at) else ():
             acts = group.acts[layer][:, phases[at], own[:, None]]
-            parts.setdefault(layer, []).append(Part(at, group.steps, acts, table[:, first_rows[at]]))
+            if acts.any():
+                parts.setdefault(layer, []).append(Part(at, group.steps, acts, table[:, first_rows[at]]))
     return {layer: TokenEdit(tuple(own), positions, phases, lengths) for layer, own in parts.items()}

@@ -92,11 +92,11 @@ class BalanceTokens:
     Renormalised, as it is by default, each weight is 1 / n. All else is as in ``HideTokens``.
 
     Attributes:
-        summed_over: ``"row"``, or ``"phase"``: the sum also runs over all rows of the same phase in the forward pass,
-            as ``"balanced"`` does in the prefill in the code of arXiv 2510.19861.
+        summed_over: ``"row"``, or ``"prefill"``: in ``PREFILL`` the sum also runs over all rows of ``PREFILL``, as in
+            the code of arXiv 2510.19861.
 
     Raises:
-        PlanError: a sum over a phase that is renormalised.
+        PlanError: a sum over many rows that is renormalised.
     """
 
     span: str
@@ -107,15 +107,15 @@ class BalanceTokens:
     heads: tuple[Head, ...] | Literal["all"] = "all"
     renormalize: bool = True
     causal: bool = True
-    summed_over: Literal["row", "phase"] = "row"
+    summed_over: Literal["row", "prefill"] = "row"
 
     def __post_init__(self) -> None:
         _check(self)
-        if self.summed_over not in ("row", "phase"):
-            raise PlanError(f'BalanceTokens.summed_over must be "row" or "phase", got {self.summed_over!r}')
-        if self.summed_over == "phase" and self.renormalize:
+        if self.summed_over not in ("row", "prefill"):
+            raise PlanError(f'BalanceTokens.summed_over must be "row" or "prefill", got {self.summed_over!r}')
+        if self.summed_over == "prefill" and self.renormalize:
             raise PlanError(
-                'BalanceTokens(summed_over="phase") gives each row the sum of many, so it cannot be renormalised; '
+                'BalanceTokens(summed_over="prefill") gives each row the sum of many, so it cannot be renormalised; '
                 "use renormalize=False with it"
             )
 
@@ -174,6 +174,15 @@ def _check(rule: SpanRule) -> None:
         if not isinstance(value, bool):
             raise PlanError(f"{name}.{field} must be true or false, got {value!r}")
     _check_place(rule)
+    named = set(rule.span.split("+")) - set((rule.but or "").split("+"))
+    if not named or (named == {"new"} and Phase.DECODE not in rule.during):
+        raise PlanError(
+            f"{rule} names no token in {rule.during}: "
+            + ("but takes away all of span" if not named else "the new tokens come in DECODE")
+        )
+    everything = {"everything"} if Phase.DECODE in rule.during else {"everything", "prompt"}
+    if isinstance(rule, HideTokens) and named & everything and not rule.but:
+        raise PlanError(f"{rule} leaves nothing to see, and such rows are left alone; use HideAll() to hide everything")
 
 
 def _check_place(rule: TokenRule) -> None:

@@ -24,13 +24,13 @@ class Step:
         kind: hide the tokens, see only them, see only them and equally, or see nothing.
         renormalize: scale what is left of the row to 1.
         causal: leave rows alone in which no kept key is visible; off, rows of ``PREFILL`` are edited all the same.
-        summed_over: whether ``"balance"`` shares out the weight of the row, or that of all rows of the phase.
+        summed_over: whether ``"balance"`` shares out the weight of the row, or, in ``PREFILL``, that of all rows there.
     """
 
     kind: Kind
     renormalize: bool = True
     causal: bool = True
-    summed_over: Literal["row", "phase"] = "row"
+    summed_over: Literal["row", "prefill"] = "row"
 
 
 def edit_rows(
@@ -54,7 +54,7 @@ def edit_rows(
         prefill: which rows are in ``PREFILL``.
         ahead: the keys that rows of ``PREFILL`` may be given though they are still to come, where ``causal`` is off:
             those in ``PREFILL`` themselves, so that it does not matter in how many pieces a prompt is read.
-        totals: ln of the summed weight that each row shares out, for ``summed_over="phase"``.
+        totals: ln of the summed weight that each row shares out, for ``summed_over="prefill"``.
 
     >>> logs = torch.tensor([[[[0.5, 0.25, 0.25]]]]).log()
     >>> visible, acts = torch.ones(1, 1, 1, 3, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
@@ -66,7 +66,8 @@ def edit_rows(
         return logs.masked_fill(acts[..., None], -torch.inf), acts
     named = member[:, None, None, :]
     kept = ~named if step.kind == "hide" else named
-    usable = kept & visible
+    seen = visible & (logs > -torch.inf)  # what earlier steps hid stays hidden
+    usable = kept & seen
     left = usable.any(-1)
     acts = acts & (left if step.causal else left | prefill[:, None, :])
     if step.kind == "balance":
@@ -77,7 +78,7 @@ def edit_rows(
         each = (mass - over.sum(-1).log())[..., None]
         edited = torch.where(over, each, -torch.inf)
     else:
-        acts = acts & (visible & ~kept).any(-1)
+        acts = acts & (seen & ~kept).any(-1)
         edited = logs.masked_fill(~usable, -torch.inf)
         if step.renormalize:
             edited = edited - edited.logsumexp(-1, keepdim=True).masked_fill(~left[..., None], 0.0)

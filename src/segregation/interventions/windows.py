@@ -1,8 +1,8 @@
 """Where a rule about tokens has nothing to act on, because its span left the attention window."""
 
 from segregation.interventions.phase import PHASES
+from segregation.interventions.resolve import members
 from segregation.interventions.rules import Plan
-from segregation.interventions.token_edits import members
 from segregation.interventions.token_rules import BalanceTokens, HideTokens, OnlyTokens
 from segregation.prompts.spans import TokenSpans
 

@@ -31,6 +31,20 @@ def check_decoding(family: Family, config: Any, kwargs: Mapping[str, Any]) -> No
             )
 
 
+def check_padding(mask: Any) -> None:
+    """Refuse a batch padded at the right: new tokens would come after the padding.
+
+    Raises:
+        ModelError: a row whose last token is padding.
+    """
+    if isinstance(mask, Tensor) and mask.dim() == 2 and not bool(mask[:, -1].all()):
+        rows = (mask[:, -1] == 0).nonzero().flatten().tolist()
+        raise ModelError(
+            f"generation goes on after the last token, which is padding in the rows {rows}; pad at the left "
+            '(tokenizer.padding_side = "left")'
+        )
+
+
 def check_length(name: str, max_positions: int | None, prompt_tokens: int, new_tokens: int) -> None:
     """Refuse a prompt that does not fit with its new tokens.
 

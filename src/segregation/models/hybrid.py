@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from segregation.errors import ModelError
 from segregation.models.attention import AttentionCall
-from segregation.models.decoding import check_decoding, check_length, check_prompt_lengths
+from segregation.models.decoding import check_decoding, check_length, check_padding, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
 from segregation.models.inputs import as_text, spans_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
@@ -125,11 +125,13 @@ class HybridModel(TransformersModel):
         """Generate through transformers, as NNsight's ``generate``; the prompt is what is given.
 
         Raises:
-            ModelError: a prompt that does not fit with its new tokens, or a way of decoding that feeds several tokens
-                to a filled cache (chunked prefill, assisted decoding, and beams where the family cannot move them).
+            ModelError: a prompt that does not fit with its new tokens or is padded at the right, or a way of decoding
+                that feeds several tokens to a filled cache (chunked prefill, assisted decoding, and beams where the
+                family cannot move them).
         """
         check_decoding(self.family, kwargs.get("generation_config") or self.hf_model.generation_config, kwargs)
         arguments = forward_arguments(self._module, inputs, kwargs)
+        check_padding(arguments.get("attention_mask"))
         lengths = self.begin(arguments)
         new = kwargs.get("max_new_tokens") or self.hf_model.generation_config.max_new_tokens or 1
         self.check_length(int(lengths.max()), new)

@@ -64,8 +64,8 @@ def needle_grid(
 
     A sample depends on its own cell and the seed alone: a larger grid contains the smaller one, and the layout and the
     number of readings change the prompt around the context but neither context nor needle. Prompts carry no
-    beginning-of-sequence text. Spans: ``needle``, ``context``, ``question`` and ``decoy`` (a stretch of haystack as
-    long as the needle, for controls), every occurrence.
+    beginning-of-sequence text. Spans: ``needle``, ``context``, ``question`` and ``decoy`` (a stretch of haystack of
+    as many characters as the needle, for controls), every occurrence.
 
     Args:
         tokenizer: counts the tokens; any fast tokenizer of transformers.

@@ -55,7 +55,7 @@ class Example:
 
 
 def write_report(folder: Path | str) -> list[Run]:
-    """Write ``claims.json``, ``claims.md``, ``figures/*.png`` and ``report.html`` into a run folder (or a folder of runs).
+    """Write ``claims.json``, ``claims.md``, ``figures/*.png`` and ``report.html`` into a folder of one run or several.
 
     Only records and captures are read. Returns the runs, with their claims.
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.binding import check_decode_positions
+from segregation.interventions.resolve import check_resolved
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
-from segregation.interventions.token_edits import members
 from segregation.interventions.token_rules import SpanRule, spans_named
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
@@ -91,14 +91,15 @@ def checked_spans(model: HybridModel, sample: Sample, prompt_tokens: int, plans:
 
     Raises:
         SampleError: a rule names a span, or an occurrence of one, that the sample does not have.
+        PlanError: rules of a plan leave nothing of what one of them keeps, or one names no token of this prompt.
     """
-    rules = [rule for plan in plans for rule in whole_plan(model, plan).rules if isinstance(rule, SpanRule)]
-    if not any(map(spans_named, rules)):
+    acted = [whole_plan(model, plan) for plan in plans]
+    if not any(spans_named(rule) for plan in acted for rule in plan.rules if isinstance(rule, SpanRule)):
         return None
     assert model.tokenizer is not None
     spans = sample_spans(model.tokenizer, sample)
-    for rule in dict.fromkeys(rules):
-        members(rule, spans, prompt_tokens)
+    for plan in dict.fromkeys(acted):
+        check_resolved(plan, spans, prompt_tokens)
     return spans
 
 

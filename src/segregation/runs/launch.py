@@ -29,6 +29,7 @@ PADDING = 0.1
 """Share of padding up to which prompts are read together on a CPU."""
 
 Prompt = tuple[int, ...]
+Text = tuple[Prompt, TokenSpans | None]
 Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
 """(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
 Watch = Callable[[Sequence["Row"]], Intervention]
@@ -46,6 +47,11 @@ class Row:
     prompt: Prompt
     plan: Plan
     spans: TokenSpans | None = None
+
+    @property
+    def text(self) -> Text:
+        """What a prefill depends on where its plan leaves it as it is: a plan that the model carries may name spans."""
+        return self.prompt, self.spans
 
     @property
     def shares(self) -> bool:
@@ -84,7 +90,7 @@ class Prefills:
     def __init__(self, model: HybridModel, watch: Watch | None = None) -> None:
         self._model = model
         self._watch = watch
-        self._kept: tuple[Prompt, Memory] | None = None
+        self._kept: tuple[Text, Memory] | None = None
 
     def of(self, rows: Sequence[Row]) -> tuple[list[Row], Memory | None]:
         """The rows in the order of the memory's rows, and what the model remembers before their last prompt tokens."""
@@ -95,7 +101,7 @@ class Prefills:
         shared = [row for row in rows if self._shares(row)]
         for group in self._groups(shared):
             ordered += group
-            parts.append(self._shared(group, keep=shared[-1].prompt))
+            parts.append(self._shared(group, keep=shared[-1].text))
         for group in self._groups([row for row in rows if not self._shares(row)]):
             ordered += group
             keys = [(row.prompt, row.prefill_plan, row.spans, self._watch and row.index) for row in group]
@@ -119,16 +125,20 @@ class Prefills:
             groups[-1].append(row)
         return groups
 
-    def _shared(self, rows: Sequence[Row], keep: Prompt) -> Memory:
-        prompts = list(dict.fromkeys(row.prompt for row in rows))
-        kept = self._kept if self._kept is not None and self._kept[0] in prompts else None
+    def _shared(self, rows: Sequence[Row], keep: Text) -> Memory:
+        texts = list(dict.fromkeys(row.text for row in rows))
+        kept = self._kept if self._kept is not None and self._kept[0] in texts else None
         if kept is not None:
-            prompts.sort(key=lambda prompt: prompt != kept[0])
-        new = prompts[1:] if kept is not None else prompts
-        memory = merge([*([kept[1]] if kept is not None else []), *([prefill(self._model, new)] if new else [])])
-        if keep in prompts and self._model.can_fork:
-            self._kept = keep, memory.select(_index(memory, [prompts.index(keep)])).trimmed()
-        return memory.select(_index(memory, [prompts.index(row.prompt) for row in rows]))
+            texts.sort(key=lambda text: text != kept[0])
+        new = texts[1:] if kept is not None else texts
+        parts = [] if kept is None else [kept[1]]
+        if new:
+            prompts, spans = zip(*new, strict=True)
+            parts.append(prefill(self._model, prompts, spans=spans))
+        memory = merge(parts)
+        if keep in texts and self._model.can_fork:
+            self._kept = keep, memory.select(_index(memory, [texts.index(keep)])).trimmed()
+        return memory.select(_index(memory, [texts.index(row.text) for row in rows]))
 
 
 def prefill(

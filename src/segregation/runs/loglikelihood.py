@@ -159,18 +159,22 @@ def score_rows(
 
 def _one_forward(model: HybridModel, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]) -> list[Scored]:
     """Scores from one forward pass over every prompt and continuation; rows that read the same are read once."""
-    inputs = {row.index: ((*row.prompt, *continuations[row.index][:-1]), row) for row in batch}
-    unique = {(tokens, row.plan, row.spans): row for tokens, row in inputs.values()}
+    unique: dict[tuple[object, ...], tuple[Row, tuple[int, ...]]] = {}
+    key_of: dict[int, tuple[object, ...]] = {}
+    for row in batch:
+        tokens = (*row.prompt, *continuations[row.index][:-1])
+        key_of[row.index] = (tokens, len(row.prompt), row.plan, row.spans)  # phases depend on where the prompt ends
+        unique.setdefault(key_of[row.index], (row, tokens))
     order = {key: number for number, key in enumerate(unique)}
-    ids, mask = left_padded([tokens for tokens, _, _ in unique], model.device)
+    ids, mask = left_padded([tokens for _, tokens in unique.values()], model.device)
     keep = max(len(continuations[row.index]) for row in batch)
     logits = (
-        enter(model, *[plan for _, plan, _ in unique])
+        enter(model, *[row.plan for row, _ in unique.values()])
         .trace(
             ids,
             attention_mask=torch.ones_like(ids) if mask is None else mask,
-            prompt_lengths=[len(row.prompt) for row in unique.values()],
-            spans=[row.spans for row in unique.values()],
+            prompt_lengths=[len(row.prompt) for row, _ in unique.values()],
+            spans=[row.spans for row, _ in unique.values()],
             logits_to_keep=min(keep, ids.shape[1]),
             use_cache=False,
             trace=False,
@@ -180,7 +184,7 @@ def _one_forward(model: HybridModel, batch: Sequence[Row], continuations: Sequen
     scored = []
     for row in batch:
         tokens = torch.tensor(continuations[row.index], device=logits.device)
-        own = logits[order[inputs[row.index][0], row.plan, row.spans], -len(tokens) :].float().log_softmax(-1)
+        own = logits[order[key_of[row.index]], -len(tokens) :].float().log_softmax(-1)
         score = float(own.gather(1, tokens[:, None]).double().sum())
         scored.append(Scored(row, score, greedy=bool((own.argmax(-1) == tokens).all())))
     return scored

@@ -46,13 +46,23 @@ BASE = Plan()
 ABLATED = Plan(AblateHeads("all", during=Phase.ALL))
 
 
+def without_classic(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes without the classic needle, which training may have held, where the folder has other needles.
+
+    >>> without_classic([])
+    []
+    """
+    others = {outcome.readings for outcome in outcomes if outcome.task == "needle" and not outcome.classic}
+    return [outcome for outcome in outcomes if not (outcome.classic and outcome.readings in others)]
+
+
 def needles(outcomes: Sequence[Outcome], plan: Plan, readings: int = 1) -> list[Outcome]:
     """The needle outcomes of a plan. The classic one, the same text in all its samples, counts only without others.
 
     >>> needles([], Plan())
     []
     """
-    return _unseen([o for o in outcomes if o.task == "needle" and o.readings == readings and o.plan == plan])
+    return [o for o in outcomes if o.task == "needle" and o.readings == readings and o.plan == plan]
 
 
 def base_of(rows: Sequence[Outcome], outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -79,7 +89,7 @@ def sweep_of(outcomes: Sequence[Outcome], choice: str) -> dict[int, list[Outcome
     for plan, found in by_plan.items():
         point = sweep_point(plan)
         if point is not None and point == Sweep(point.k, choice, Phase.GENERATION):
-            by_k[point.k] += _unseen(found)
+            by_k[point.k] += found
     return dict(sorted(by_k.items()))
 
 
@@ -212,10 +222,6 @@ def claim_of(id: str, rows: Sequence[Outcome], measured: Interval | None, verdic
         evidence=tuple(f"{kind}:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])),
         note=note,
     )
-
-
-def _unseen(found: list[Outcome]) -> list[Outcome]:
-    return [outcome for outcome in found if not outcome.classic] or found
 
 
 def _paired(rows: Sequence[Outcome], base: Sequence[Outcome]) -> tuple[list[Outcome], list[bool]]:

@@ -77,13 +77,15 @@ def choices_of(outcomes: Iterable[Outcome]) -> list[Outcome]:
 def knowledge(outcomes: Sequence[Outcome], plans: Iterable[Plan]) -> list[Knowledge]:
     """Every choice task that the untouched model was asked, with what each of the plans leaves of it.
 
+    A task that was asked in two layouts, or with two numbers of solved examples, is two.
+
     >>> knowledge([], [ABLATED])
     []
     """
     found: list[Knowledge] = []
     asked, plans = choices_of(outcomes), list(plans)
-    for task in dict.fromkeys(outcome.task for outcome in asked):
-        of_task = [outcome for outcome in asked if outcome.task == task]
+    for task, *way in dict.fromkeys(map(_asked_as, asked)):
+        of_task = [outcome for outcome in asked if _asked_as(outcome) == (task, *way)]
         base = [outcome for outcome in of_task if outcome.plan == BASE]
         if not base:
             continue
@@ -151,6 +153,11 @@ def benchmarks(outcomes: Sequence[Outcome]) -> Claim | None:
     tested = {task.task for task in known}
     rows = [outcome for outcome in asked if outcome.plan in named and outcome.task in tested]
     return claim_of("benchmarks", rows, worst[2], at_least(worst[2], KNOWLEDGE_KEPT), note)
+
+
+def _asked_as(outcome: Outcome) -> tuple[str, str, str]:
+    """What questions must share to be counted together: task, layout and number of solved examples."""
+    return outcome.task, str(outcome.metadata.get("layout")), str(outcome.metadata.get("num_fewshot"))
 
 
 def _in_generation(plan: Plan) -> Sweep | None:

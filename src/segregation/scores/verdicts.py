@@ -24,6 +24,7 @@ from segregation.scores.deciding import (
     retained,
     sparsest,
     sweep_of,
+    without_classic,
 )
 from segregation.scores.knowledge import benchmarks
 from segregation.scores.outcomes import Outcome
@@ -43,7 +44,8 @@ def decide(outcomes: Sequence[Outcome]) -> list[Claim]:
         context_somewhere,
         prefill_nonsense,
     )
-    return [claim for decider in deciders if (claim := decider(outcomes)) is not None]
+    unseen = without_classic(outcomes)
+    return [claim for decider in deciders if (claim := decider(unseen)) is not None]
 
 
 def smallest_k(outcomes: Sequence[Outcome]) -> int:

@@ -32,15 +32,17 @@ BINARY = ("needle hidden", "only the needle")
 def needle_in_generation(outcomes: Sequence[Outcome]) -> Claim | None:
     """Hiding the needle in generation destroys retrieval (at most 5% are retrieved).
 
-    Control: hiding a decoy, as long as the needle, in the same phase keeps 95% of base retrieval.
+    Control: hiding a decoy, as many characters, in the same phase of the same samples keeps 95% of base retrieval.
     """
     hidden = needles(outcomes, View("needle hidden", Phase.GENERATION).plan)
     decoy = needles(outcomes, View("decoy hidden", Phase.GENERATION).plan)
     if not hidden:
         return None
     left, problem = rate(hidden), base_problem(base_of(hidden, outcomes))
+    both = {row.sample_id for row in hidden} & {row.sample_id for row in decoy}
+    decoy = [row for row in decoy if row.sample_id in both]
     if not problem and not base_of(decoy, outcomes):
-        problem = "its control, a decoy hidden in generation, was not run"
+        problem = "its control, a decoy hidden in generation, was not run on its samples"
     if problem:
         return claim_of("needle-in-generation", hidden, left, "undecided", problem)
     control = retained(decoy, base_of(decoy, outcomes))
@@ -96,17 +98,23 @@ def prefill_nonsense(outcomes: Sequence[Outcome]) -> Claim | None:
     if lacking := [mode for mode, group in paper.items() if not group]:
         return claim_of("prefill-nonsense", rows, None, "undecided", f"not run: {lacking[0]}, in prefill")
     worst = max(map(rate, paper.values()), key=lambda interval: interval.value)
+    verdict = _all_gone(paper)
     if problem := base_problem(base_of(rows, outcomes)):
         return claim_of("prefill-nonsense", rows, worst, "undecided", problem)
     note = f"edited the paper's way: {_told(paper)}"
     if all(default.values()):
-        under_ours = at_most(max(map(rate, default.values()), key=lambda interval: interval.value), GONE)
+        under_ours = _all_gone(default)
         answer = "is undecided" if under_ours == "undecided" else under_ours
         note += f"; causal and renormalised: {_told(default)}; so edited, it {answer}"
         rows += [row for group in default.values() for row in group]
     else:
         note += "; causal and renormalised it was not run"
-    return claim_of("prefill-nonsense", rows, worst, at_most(worst, GONE), note)
+    return claim_of("prefill-nonsense", rows, worst, verdict, note)
+
+
+def _all_gone(modes: dict[str, list[Outcome]]) -> Verdict:
+    verdicts: list[Verdict] = [at_most(rate(group), GONE) for group in modes.values()]
+    return all_of(*verdicts)
 
 
 def _rated(rows: Sequence[Outcome]) -> str:
