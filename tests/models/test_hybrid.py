@@ -190,3 +190,12 @@ def test_a_prompt_that_does_not_fit(build):
 def test_a_model_that_is_no_hybrid(tokenizer):
     with pytest.raises(FamilyError, match=r"only recurrent layers \(6 of them\)"):
         HybridModel(random_module("recurrentgemma", block_types=["recurrent"]), tokenizer)
+
+
+def test_generation_after_right_padding_is_refused(model: HybridModel):
+    ids = torch.tensor([[5, 6, 7], [8, 9, 0]])
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with pytest.raises(ModelError, match=r"padding in the rows \[1\]; pad at the left"):
+        model.generate(ids, attention_mask=mask, max_new_tokens=2)
+    with torch.no_grad():
+        model.trace(ids, attention_mask=mask, trace=False)  # one forward pass is right

@@ -155,3 +155,25 @@ def test_each_claim_has_its_own_samples_as_base() -> None:
     claims = decided(rows)
     assert "the untouched model gets 0%" in claims["needle-in-generation"].note
     assert "facts under the same ablation, was not run" in claims["ablation"].note
+
+
+def test_nonsense_needs_both_manipulations_on_enough_samples() -> None:
+    """2 of 100 and 0 of 5: neither interval may be left out, and that of the five is wide."""
+    few = SAMPLES[:5]
+    mostly = unless(*PAPER.values(), but=spared(SAMPLES, 0))
+    hidden, only = PAPER.values()
+    records = [
+        *recorded(SAMPLES, [Plan(), hidden], mostly, family="jamba"),
+        *recorded(few, [only], mostly, family="jamba"),
+    ]
+    assert decided(records)["prefill-nonsense"].verdict == "undecided"
+    records += recorded(SAMPLES[5:], [only], mostly, family="jamba")
+    assert decided(records)["prefill-nonsense"].verdict == "holds"
+
+
+def test_a_control_on_other_samples_is_none() -> None:
+    others = needles(lengths=range(200, 220))
+    dead = unless(NEEDLE)
+    records = [*recorded(SAMPLES, [Plan(), NEEDLE], dead), *recorded(others, [Plan(), DECOY], dead)]
+    found = decided(records)["needle-in-generation"]
+    assert found.verdict == "undecided" and "was not run on its samples" in found.note
