@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segregation.errors import PlanError
+from segregation.interventions.head_rules import check_heads, check_layers
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
@@ -75,6 +76,8 @@ def test_plans_go_through_json(some: list):
         (lambda: HideTokens("everything"), r"leaves nothing to see, .*; use HideAll\(\)"),
         (lambda: HideTokens("prompt", during=Phase.PREFILL), "leaves nothing to see"),
         (lambda: HideAll(during=Phase(0)), "non-empty Phase"),
+        (lambda: check_heads((2, 0)), r"tuple of \(layer, head\) pairs, such as .*, got \(2, 0\)"),
+        (lambda: check_layers("HideTokens", 6), 'tuple of layers, such as .*, or "all"; got 6'),
         (lambda: Plan.from_json("{"), "a plan in JSON is"),
         (lambda: Plan.from_json('{"rules":[{"rule":"Cut"}]}'), "got 'Cut'"),
         (lambda: Plan.from_json('{"rules":[{"rule":"AblateHeads","head":1}]}'), r"not \['head'\]"),

@@ -31,11 +31,13 @@ def test_a_manifest_says_what_was_run_but_not_where(model: HybridModel, tmp_path
     assert {"command", "started", "device"} <= set(manifest)
 
 
-def test_a_run_is_not_touched_again_unless_it_is_resumed_with_the_same_options(model, tmp_path: Path) -> None:
-    open_run(tmp_path, "one", model, Options())
+def test_a_run_is_not_touched_again_unless_it_is_resumed_with_the_same_options(model, samples, tmp_path: Path) -> None:
+    open_run(tmp_path, "one", model, Options(seed=7))  # ended before its first record, so it gives way
+    run = open_run(tmp_path, "one", model, Options())
+    fill_generate(run, model, samples[:1], PLANS[:1], max_new_tokens=2)
     with pytest.raises(RecordError, match="resume"):
         open_run(tmp_path, "one", model, Options())
-    assert len(open_run(tmp_path, "one", model, Options(runs=tmp_path), resume=True)) == 0
+    assert len(open_run(tmp_path, "one", model, Options(runs=tmp_path), resume=True)) == 1
     with pytest.raises(RecordError, match="seed"):
         open_run(tmp_path, "one", model, Options(seed=1), resume=True)
 

@@ -7,7 +7,7 @@ from segregation.interventions.rules import AblateHeads, AblateMixer, KeepTopHea
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import launch
-from segregation.runs.generate import generate
+from segregation.runs.generate import generate, listed
 from segregation.runs.record import Record
 
 NEW = 8
@@ -117,7 +117,7 @@ def test_no_prefill_is_shared_where_forks_are_switched_off(build, samples, monke
     rows = []
     prefill = launch.prefill
     monkeypatch.setattr(
-        launch, "prefill", lambda m, prompts, *a: (rows.append(len(prompts)), prefill(m, prompts, *a))[1]
+        launch, "prefill", lambda m, prompts, *a, **kw: (rows.append(len(prompts)), prefill(m, prompts, *a, **kw))[1]
     )
     assert by_key(generate(model, samples[:1], PLANS[:3], max_new_tokens=3)) == expected and rows == [1]
     rows.clear()
@@ -135,7 +135,7 @@ def test_plans_that_prefill_alike_share_it(model, samples, naive, monkeypatch):
     rows = []
     prefill = launch.prefill
     monkeypatch.setattr(
-        launch, "prefill", lambda m, prompts, *a: (rows.append(len(prompts)), prefill(m, prompts, *a))[1]
+        launch, "prefill", lambda m, prompts, *a, **kw: (rows.append(len(prompts)), prefill(m, prompts, *a, **kw))[1]
     )
     records = list(generate(model, samples[1:2], plans, max_new_tokens=NEW))
     assert {record.plan_hash: record.tokens for record in records} == expected
@@ -162,3 +162,21 @@ def test_refusals_come_before_anything_runs(build, samples, model):
     small = build("jamba", max_position_embeddings=24)
     with pytest.raises(SampleError, match=r"sample '22': a prompt of 23 tokens and 4 new ones need 27 positions"):
         generate(small, [sample for sample in samples if sample.id == "22"], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("samples", "plans", "error", "message"),
+    [
+        ([], AblateHeads(), PlanError, r"give Plans, one or a list of them, got AblateHeads\("),
+        ([], [AblateHeads()], PlanError, r"is no Plan; make one: sg.Plan\(rule\)"),
+        ("hello", Plan(), SampleError, "give Samples, one or a list of them, got 'hello'"),
+        (["hello"], Plan(), SampleError, "'hello' is no Sample; make one: sg.Sample"),
+    ],
+)
+def test_what_is_no_sample_or_plan_is_refused(samples, plans, error, message):
+    with pytest.raises(error, match=message):
+        listed(samples, plans)
+
+
+def test_a_lone_sample_is_a_list_of_it(samples):
+    assert listed(samples[0], [Plan()]) == ([samples[0]], [Plan()])

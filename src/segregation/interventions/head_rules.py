@@ -24,28 +24,34 @@ def check_phase(during: Phase) -> None:
         raise PlanError(f"during must be a non-empty Phase, got {during!r}; use for example Phase.GENERATION")
 
 
-def check_heads(heads: tuple[Head, ...]) -> tuple[Head, ...]:
+def check_heads(heads: Any) -> tuple[Head, ...]:
     """Heads in order, each once.
 
     Raises:
-        PlanError: a layer or head below 0.
+        PlanError: something else than (layer, head) pairs, or a layer or head below 0.
     """
-    checked = tuple(sorted({(int(layer), int(head)) for layer, head in heads}))
+    try:
+        checked = tuple(sorted({(int(layer), int(head)) for layer, head in heads}))
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"heads are a tuple of (layer, head) pairs, such as ((2, 0), (2, 3)), got {heads!r}") from error
     for layer, head in checked:
         if layer < 0 or head < 0:
             raise PlanError(f"heads are (layer, head) pairs counted from 0, got ({layer}, {head})")
     return checked
 
 
-def check_layers(rule: str, layers: tuple[int, ...] | Literal["all"]) -> tuple[int, ...] | Literal["all"]:
+def check_layers(rule: str, layers: Any) -> tuple[int, ...] | Literal["all"]:
     """Layers in order, each once.
 
     Raises:
-        PlanError: none, or one below 0.
+        PlanError: something else than layers, none, or one below 0.
     """
     if layers == "all":
         return "all"
-    checked = tuple(sorted({int(layer) for layer in layers}))
+    try:
+        checked = tuple(sorted({int(layer) for layer in layers}))
+    except (TypeError, ValueError) as error:
+        raise PlanError(f'{rule}.layers is a tuple of layers, such as (2, 5), or "all"; got {layers!r}') from error
     if not checked or checked[0] < 0:
         raise PlanError(f'{rule}.layers must name layers counted from 0, or be "all"; got {layers!r}')
     return checked

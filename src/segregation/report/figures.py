@@ -38,7 +38,8 @@ def figures_of(outcomes: Sequence[Outcome]) -> dict[str, Figure]:
     for readings in sorted({outcome.readings for outcome in needles}):
         grid = [outcome for outcome in needles if outcome.readings == readings]
         views = {plan for plan in _plans(grid) if view_of(plan)}
-        plans = [plan for plan in _plans(grid) if sweep_point(plan) is None]
+        swept = [plan for plan in _plans(grid) if sweep_point(plan)]
+        plans = [plan for plan in _plans(grid) if plan not in swept or len(swept) == 1]  # one k is no sweep
         if len(views) > HANDFUL:
             plans = [plan for plan in plans if plan not in views]
         edited = {outcome.sample_id for outcome in grid if outcome.plan in plans and outcome.plan.rules}

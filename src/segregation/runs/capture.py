@@ -11,7 +11,7 @@ from segregation.prompts.spans import sample_spans
 from segregation.runs.capture_request import CaptureRequest, check_bytes
 from segregation.runs.capture_store import Captured, write_capture
 from segregation.runs.fill import missing, open_run
-from segregation.runs.generate import checked_rows, generate_rows
+from segregation.runs.generate import checked_rows, generate_rows, listed
 from segregation.runs.progress import progress
 from segregation.runs.recorder import Recorder
 
@@ -56,7 +56,7 @@ def capture(
         SampleError: a prompt that does not fit with its new tokens, or lacks a span that a rule names.
         RecordError: the folder holds another run, or the model carries a plan.
     """
-    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
+    samples, plans = listed(samples, plans)
     checked_rows(model, samples, plans, max_new_tokens)
     check_bytes(model, samples, plans, request, max_new_tokens, max_bytes)
     path = Path(folder)

@@ -1,6 +1,7 @@
 """Greedy generation for samples under plans, as records."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,9 +45,32 @@ def generate(
         PlanError: a plan that is impossible on this model, or has nothing to act on.
         SampleError: a prompt that does not fit with its new tokens, or lacks a span that a rule names.
     """
-    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
+    samples, plans = listed(samples, plans)
     rows = checked_rows(model, samples, plans, max_new_tokens)
     return (record for _, record in generate_rows(model, samples, rows, max_new_tokens, batch_size))
+
+
+def listed(samples: Any, plans: Any) -> tuple[list[Sample], list[Plan]]:
+    """Samples and plans as lists; a lone one of either is a list of it.
+
+    Raises:
+        SampleError: something that is no sample.
+        PlanError: something that is no plan.
+
+    >>> listed([], Plan())
+    ([], [Plan(rules=())])
+    """
+    samples = [samples] if isinstance(samples, Sample) else samples
+    plans = [plans] if isinstance(plans, Plan) else plans
+    for kind, given, error in ((Sample, samples, SampleError), (Plan, plans, PlanError)):
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise error(f"give {kind.__name__}s, one or a list of them, got {given!r:.100}")
+    samples, plans = list(samples), list(plans)
+    for kind, given, error in ((Sample, samples, SampleError), (Plan, plans, PlanError)):
+        if wrong := [one for one in given if not isinstance(one, kind)]:
+            what = "sg.Plan(rule)" if kind is Plan else 'sg.Sample(id="a", prompt="...", target="...")'
+            raise error(f"{wrong[0]!r:.100} is no {kind.__name__}; make one: {what}")
+    return samples, plans
 
 
 def checked_rows(

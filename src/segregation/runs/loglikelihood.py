@@ -15,7 +15,7 @@ from segregation.interventions.tables import compile_plans
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs.generate import checked_spans, described, encode_checked, whole_plan
+from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
 from segregation.runs.record import Record
 
@@ -62,7 +62,7 @@ def loglikelihood(
         PlanError: a plan that is impossible on this model, or acts on ``DECODE`` only where nothing is decoded.
         SampleError: a prompt that does not fit with its continuation, or a continuation without tokens.
     """
-    samples, plans = list(samples), [plans] if isinstance(plans, Plan) else list(plans)
+    samples, plans = listed(samples, plans)
     compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
     rows: list[Row] = []
     continuations: list[tuple[int, ...]] = []

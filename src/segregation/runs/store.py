@@ -103,16 +103,17 @@ class RunFolder:
 
     @classmethod
     def start(cls, path: Path | str, manifest: Mapping[str, Any]) -> "RunFolder":
-        """Open a folder for a new run.
+        """Open a folder for a new run; a run that ended before its first record gives way to it.
 
         Raises:
-            RecordError: the folder already has a run in it.
+            RecordError: the folder already has records in it.
         """
-        for name in ("records.jsonl", "manifest.json"):
-            if (Path(path) / name).exists():
-                raise RecordError(
-                    f"{path} already holds a run ({name}); resume it (--resume), remove it, or choose another name"
-                )
+        records = Path(path) / "records.jsonl"
+        if records.exists() and records.stat().st_size:
+            raise RecordError(
+                f"{path} already holds a run ({records.name}); resume it (--resume), remove it, or choose another name"
+            )
+        (Path(path) / "manifest.json").unlink(missing_ok=True)
         return cls(path, manifest)
 
     def __len__(self) -> int:
@@ -252,4 +253,7 @@ def _differences(saved: Any, given: Any, name: str = "") -> list[str]:
                 saved.get(field, "nothing"), given.get(field, "nothing"), f"{name}.{field}" if name else field
             )
         ]
+    if isinstance(saved, list) and isinstance(given, list) and len(saved) == len(given):
+        pairs = enumerate(zip(saved, given, strict=True))
+        return [line for number, pair in pairs for line in _differences(*pair, f"{name}[{number}]")]
     return [] if saved == given else [f"{name}: the folder has {saved!r:.100}, this run has {given!r:.100}"]
