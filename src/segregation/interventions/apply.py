@@ -69,9 +69,8 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         for layer in compiled.layers:
             edit, table = edits.get(layer), compiled.heads.get(layer)
             scores = table.scores_at(present) if table else ()
-            calls = (
-                [model.attention_call(layer)] if edit or scores else []
-            )  # before anything later in the layer is read
+            # the call is read once, before anything later in the layer
+            calls = [model.attention_call(layer)] if edit or scores else []
             if edit:
                 _edit_tokens(model, layer, edit, calls[0])
             if table:
@@ -117,10 +116,8 @@ def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit, call: Attentio
     output, weights = output.clone(), None if weights is None else weights.clone()
     for start in range(columns.start, columns.stop, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, columns.stop)
-        logs, visible = call.log_band(start, stop)
+        logs, visible = call.edited_log_band(before, start, stop)
         first_key = call.first_key(start)
-        for earlier in before:
-            logs = earlier(logs, visible, start, first_key)
         logs, changed = edit.edit(logs, visible, start, first_key)
         pattern = logs.exp()
         mixed = call.mix(pattern, start).to(output)

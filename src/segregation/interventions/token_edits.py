@@ -87,9 +87,9 @@ class TokenEdit:
         for number, part in enumerate(self.parts):
             own, seen = logs[part.at], visible if len(visible) == 1 else visible[part.at]
             touched = torch.zeros_like(changed[part.at])
+            position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
             for which, (step, named, acts) in enumerate(zip(part.steps, part.named, part.acts, strict=True)):
                 totals = self.totals.get((number, which))
-                position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
                 own, now = edit_rows(
                     step,
                     own,
@@ -116,10 +116,8 @@ class TokenEdit:
         masses: dict[tuple[int, int], list[Tensor]] = {(number, which): [] for number, which, _ in sums}
         for start in range(0, call.query.shape[2] if sums else 0, QUERY_CHUNK):
             stop = min(start + QUERY_CHUNK, call.query.shape[2])
-            logs, visible = call.log_band(start, stop)
+            logs, visible = call.edited_log_band(before, start, stop)
             first_key = call.first_key(start)
-            for edit in before:
-                logs = edit(logs, visible, start, first_key)
             for number, which, part in sums:
                 position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
                 member = self._member(part.at, part.named[which], position)

@@ -19,7 +19,27 @@ Occurrence = int | Literal["all"]
 
 
 @dataclass(frozen=True)
-class HideTokens:
+class _OnSpan:
+    """The fields of every rule about a span, as ``HideTokens`` explains them; never used by itself."""
+
+    span: str
+    but: str | None = None
+    occurrence: Occurrence = "all"
+    during: Phase = Phase.ALL
+    layers: tuple[int, ...] | Literal["all"] = "all"
+    heads: tuple[Head, ...] | Literal["all"] = "all"
+    renormalize: bool = True
+    causal: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def __str__(self) -> str:
+        return describe(self, _QUIET)
+
+
+@dataclass(frozen=True)
+class HideTokens(_OnSpan):
     """Attention cannot see a span: p_N = 0 for its tokens N, in the rows of ``during``.
 
     By default a row is renormalised to 1 where a visible key is left, and untouched where none is. Only attention is
@@ -44,48 +64,18 @@ class HideTokens:
     'HideTokens(span=needle, during=LAST|DECODE)'
     """
 
-    span: str
-    but: str | None = None
-    occurrence: Occurrence = "all"
-    during: Phase = Phase.ALL
-    layers: tuple[int, ...] | Literal["all"] = "all"
-    heads: tuple[Head, ...] | Literal["all"] = "all"
-    renormalize: bool = True
-    causal: bool = True
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __str__(self) -> str:
-        return describe(self, _QUIET)
-
 
 @dataclass(frozen=True)
-class OnlyTokens:
+class OnlyTokens(_OnSpan):
     """Attention sees nothing but a span: p = 0 for all other keys. Attributes and errors as in ``HideTokens``.
 
     >>> OnlyTokens("needle+question", during=Phase.DECODE).occurrence
     'all'
     """
 
-    span: str
-    but: str | None = None
-    occurrence: Occurrence = "all"
-    during: Phase = Phase.ALL
-    layers: tuple[int, ...] | Literal["all"] = "all"
-    heads: tuple[Head, ...] | Literal["all"] = "all"
-    renormalize: bool = True
-    causal: bool = True
-
-    def __post_init__(self) -> None:
-        _check(self)
-
-    def __str__(self) -> str:
-        return describe(self, _QUIET)
-
 
 @dataclass(frozen=True)
-class BalanceTokens:
+class BalanceTokens(_OnSpan):
     """Attention sees nothing but a span, every token of it equally: p_N = (sum over N of p) / n on each.
 
     n counts the span's visible tokens (with ``causal`` off, in ``PREFILL``, those still to come there too).
@@ -99,28 +89,7 @@ class BalanceTokens:
         PlanError: a sum over many rows that is renormalised.
     """
 
-    span: str
-    but: str | None = None
-    occurrence: Occurrence = "all"
-    during: Phase = Phase.ALL
-    layers: tuple[int, ...] | Literal["all"] = "all"
-    heads: tuple[Head, ...] | Literal["all"] = "all"
-    renormalize: bool = True
-    causal: bool = True
     summed_over: Literal["row", "prefill"] = "row"
-
-    def __post_init__(self) -> None:
-        _check(self)
-        if self.summed_over not in ("row", "prefill"):
-            raise PlanError(f'BalanceTokens.summed_over must be "row" or "prefill", got {self.summed_over!r}')
-        if self.summed_over == "prefill" and self.renormalize:
-            raise PlanError(
-                'BalanceTokens(summed_over="prefill") gives each row the sum of many, so it cannot be renormalised; '
-                "use renormalize=False with it"
-            )
-
-    def __str__(self) -> str:
-        return describe(self, _QUIET)
 
 
 @dataclass(frozen=True)
@@ -158,7 +127,7 @@ def spans_named(rule: TokenRule) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name not in EVERYWHERE)
 
 
-def _check(rule: SpanRule) -> None:
+def _check(rule: _OnSpan) -> None:
     name = type(rule).__name__
     for field, text in (("span", rule.span), ("but", rule.but)):
         if not (isinstance(text, str) and _SPAN.fullmatch(text)) and not (field == "but" and text is None):
@@ -173,6 +142,14 @@ def _check(rule: SpanRule) -> None:
     for field, value in (("renormalize", rule.renormalize), ("causal", rule.causal)):
         if not isinstance(value, bool):
             raise PlanError(f"{name}.{field} must be true or false, got {value!r}")
+    if isinstance(rule, BalanceTokens):
+        if rule.summed_over not in ("row", "prefill"):
+            raise PlanError(f'BalanceTokens.summed_over must be "row" or "prefill", got {rule.summed_over!r}')
+        if rule.summed_over == "prefill" and rule.renormalize:
+            raise PlanError(
+                'BalanceTokens(summed_over="prefill") gives each row the sum of many, so it cannot be renormalised; '
+                "use renormalize=False with it"
+            )
     _check_place(rule)
     named = set(rule.span.split("+")) - set((rule.but or "").split("+"))
     if not named or (named == {"new"} and Phase.DECODE not in rule.during):
@@ -185,7 +162,7 @@ def _check(rule: SpanRule) -> None:
         raise PlanError(f"{rule} leaves nothing to see, and such rows are left alone; use HideAll() to hide everything")
 
 
-def _check_place(rule: TokenRule) -> None:
+def _check_place(rule: _OnSpan | HideAll) -> None:
     name = type(rule).__name__
     check_phase(rule.during)
     object.__setattr__(rule, "layers", check_layers(name, rule.layers))

@@ -83,12 +83,14 @@ class AttentionCall:
 
     def edited_band(self, edits: Sequence[PatternEdit], start: int, stop: int) -> Pattern:
         """``band`` after edits of the pattern, in order; without any, ``band`` itself."""
-        if not edits:
-            return self.band(start, stop)
+        return self.edited_log_band(edits, start, stop)[0].exp() if edits else self.band(start, stop)
+
+    def edited_log_band(self, edits: Sequence[PatternEdit], start: int, stop: int) -> tuple[LogPattern, Visible]:
+        """``log_band`` after edits of the pattern, in order."""
         logs, visible = self.log_band(start, stop)
         for edit in edits:
             logs = edit(logs, visible, start, self.first_key(start))
-        return logs.exp()
+        return logs, visible
 
     def mix(self, pattern: Pattern, start: int) -> Float[Tensor, "batch dest head d_value"]:
         """``pattern @ v`` for a band that starts at query ``start``, in fp32."""
@@ -98,9 +100,7 @@ class AttentionCall:
 
     def z(self) -> Z:
         """``pattern @ v`` per query head, which must be what enters the output projection."""
-        heads, groups = self.query.shape[1], self.value.shape[1]
-        value = self.value.float().repeat_interleave(heads // groups, dim=1)
-        return (self.pattern() @ value).transpose(1, 2).to(self.value.dtype)
+        return self.mix(self.band(0, self.query.shape[2]), 0).to(self.value.dtype)
 
     def _scores(self, start: int, stop: int) -> Float[Tensor, "batch head dest src"]:
         key = self.key[:, :, self.first_key(start) :].float()

@@ -231,17 +231,17 @@ class HybridModel(TransformersModel):
 
     def attention_call(self, layer: int) -> AttentionCall:
         """What the attention call of a layer is given: queries, cached keys and values, mask, scaling, window."""
-        args, kwargs = getattr(self.attention(layer).source, self.family.attention_call).inputs
+        args, kwargs = self._attention_op(layer).inputs
         return AttentionCall.of(args, kwargs)
 
     def attention_output(self, layer: int) -> tuple[Float[Tensor, "batch pos head d_value"], Tensor | None]:
         """What the attention call of a layer returns: values mixed per head, and weights where it is eager."""
-        mixed, weights = getattr(self.attention(layer).source, self.family.attention_call).output
+        mixed, weights = self._attention_op(layer).output
         return mixed, weights
 
     def set_attention_output(self, layer: int, mixed: Tensor, weights: Tensor | None) -> None:
         """Put something else in the place of what the attention call of a layer returns."""
-        getattr(self.attention(layer).source, self.family.attention_call).output = (mixed, weights)
+        self._attention_op(layer).output = (mixed, weights)
 
     def state(self, layer: int) -> RecurrentState:
         """What a recurrent layer remembers after this forward's tokens.
@@ -274,6 +274,9 @@ class HybridModel(TransformersModel):
     def out_proj(self, layer: int) -> Any:
         """The output projection of an attention layer; its input is ``z``, heads side by side."""
         return self.attention(layer).get(self.family.out_proj)
+
+    def _attention_op(self, layer: int) -> Any:
+        return getattr(self.attention(layer).source, self.family.attention_call)
 
     def _layer(self, layer: int) -> Any:
         return self.get(self.family.layers)[layer]

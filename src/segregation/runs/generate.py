@@ -84,14 +84,15 @@ def checked_rows(
     """
     if max_new_tokens < 1:
         raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
+    acted = [whole_plan(model, plan) for plan in plans]
+    compile_plans(model, acted)  # refuse before anything runs
     for plan in plans:
         check_decode_positions(plan, max_new_tokens - 1, "generating one token")
     prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
     return [
         Row(i * len(plans) + j, prompt, plan, spans)
         for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
-        for spans in [checked_spans(model, sample, len(prompt), plans)]
+        for spans in [checked_spans(model, sample, len(prompt), acted)]
         for j, plan in enumerate(plans)
     ]
 
@@ -110,14 +111,19 @@ def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple
     return prompt
 
 
-def checked_spans(model: HybridModel, sample: Sample, prompt_tokens: int, plans: Sequence[Plan]) -> TokenSpans | None:
+def checked_spans(model: HybridModel, sample: Sample, prompt_tokens: int, acted: Sequence[Plan]) -> TokenSpans | None:
     """The token positions of a sample's spans, once every rule finds its own; ``None`` where no rule names a span.
+
+    Args:
+        model: tokenises.
+        sample: has the spans.
+        prompt_tokens: tokens of its prompt.
+        acted: what acts on it, as ``whole_plan`` gives it.
 
     Raises:
         SampleError: a rule names a span, or an occurrence of one, that the sample does not have.
         PlanError: rules of a plan leave nothing of what one of them keeps, or one names no token of this prompt.
     """
-    acted = [whole_plan(model, plan) for plan in plans]
     if not any(spans_named(rule) for plan in acted for rule in plan.rules if isinstance(rule, SpanRule)):
         return None
     assert model.tokenizer is not None

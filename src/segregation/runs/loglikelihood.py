@@ -63,7 +63,8 @@ def loglikelihood(
         SampleError: a prompt that does not fit with its continuation, or a continuation without tokens.
     """
     samples, plans = listed(samples, plans)
-    compile_plans(model, [whole_plan(model, plan) for plan in plans])  # refuse before anything runs
+    acted = [whole_plan(model, plan) for plan in plans]
+    compile_plans(model, acted)  # refuse before anything runs
     rows: list[Row] = []
     continuations: list[tuple[int, ...]] = []
     tasks: list[tuple[Sample, Plan, list[Row]]] = []
@@ -71,7 +72,7 @@ def loglikelihood(
         choices = [_continuation(model, sample, text) for text in sample.choices or (sample.target,)]
         longest = max(map(len, choices))
         prompt = encode_checked(model, sample, longest - 1)
-        spans = checked_spans(model, sample, len(prompt), plans)
+        spans = checked_spans(model, sample, len(prompt), acted)
         for plan in plans:
             check_decode_positions(plan, longest - 1, f"scoring sample {sample.id!r}")
             own = [Row(len(rows) + i, prompt, plan, spans) for i in range(len(choices))]
