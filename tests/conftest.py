@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
     AutoModelForCausalLM,
+    BambaConfig,
     JambaConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -22,6 +23,8 @@ from segregation.shapes import PositionMask, Positions, PromptLengths
 torch.set_num_threads(1)
 
 FAMILIES = ("recurrentgemma", "jamba")
+RECURRENT_FAMILIES = (*FAMILIES, "bamba")
+"""One of each scan: RG-LRU, Mamba-1, Mamba-2."""
 WINDOW = 16
 
 
@@ -51,6 +54,16 @@ def random_module(family: str, *, seed: int = 0, spread: float = 0.15, **config:
     if family == "recurrentgemma":
         shape = RecurrentGemmaConfig(
             **{"num_hidden_layers": 6, "num_key_value_heads": 1, "attention_window_size": WINDOW, **common, **config}
+        )
+    elif family == "bamba":
+        shape = BambaConfig(
+            **{
+                **{"num_hidden_layers": 4, "num_key_value_heads": 2, "attn_layer_indices": [1, 3]},
+                **{"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 4},
+                **{"mamba_chunk_size": 8, "max_position_embeddings": 256},
+                **common,
+                **config,
+            }
         )
     else:
         shape = JambaConfig(
@@ -87,6 +100,12 @@ def build(tokenizer: PreTrainedTokenizerFast) -> Callable[..., HybridModel]:
 @pytest.fixture(scope="session", params=FAMILIES)
 def model(request: pytest.FixtureRequest, build: Callable[..., HybridModel]) -> HybridModel:
     """One hybrid of each family; a test that leaves it changed has found a bug."""
+    return build(request.param)
+
+
+@pytest.fixture(scope="session", params=RECURRENT_FAMILIES)
+def any_scan(request: pytest.FixtureRequest, build: Callable[..., HybridModel]) -> HybridModel:
+    """One hybrid of each scan."""
     return build(request.param)
 
 

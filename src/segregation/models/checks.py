@@ -106,13 +106,17 @@ def _untouched(model: HybridModel) -> Check:
 
 
 def _edit_acts(model: HybridModel) -> Check:
+    """Ablate every head, and in a model without attention every mixer."""
     ids = _ids(model)[:1]
     with torch.no_grad(), model.trace(ids):
         for layer in model.attention_layers:
             model.out_proj(layer).input = torch.zeros_like(model.out_proj(layer).input)
+        for layer in () if model.attention_layers else model.recurrent_layers:
+            model.mixer(layer).output = torch.zeros_like(model.mixer(layer).output)
         edited = save(model.output.logits.float())
     change = float((edited - _logits(model, ids)).abs().max())
-    return Check("ablating every head changes the logits (more than the tolerance)", change > 1e-7, change, 1e-7)
+    what = "head" if model.attention_layers else "mixer"
+    return Check(f"ablating every {what} changes the logits (more than the tolerance)", change > 1e-7, change, 1e-7)
 
 
 def _pattern_times_v(model: HybridModel) -> Check:
@@ -193,7 +197,9 @@ def _prefill_against_decode(model: HybridModel) -> Check:
         model.reset()
         cache = model.new_cache()
         for i in range(LONG):
-            steps.append(model.hf_model(ids[:, i : i + 1], past_key_values=cache, use_cache=True).logits)
+            position = torch.full((1, 1), i, device=ids.device)
+            token = ids[:, i : i + 1]
+            steps.append(model.hf_model(token, past_key_values=cache, position_ids=position, use_cache=True).logits)
     model.reset()
     stepwise = torch.cat(steps, dim=1).float()
     return _within("one forward equals one token at a time", (whole - stepwise).abs().max(), _tolerance(model))

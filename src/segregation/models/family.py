@@ -48,7 +48,7 @@ class Family:
     model_type: str
     attention: str
     mixer: str
-    scan: Literal["rg_lru", "mamba"]
+    scan: Literal["rg_lru", "mamba", "mamba2"]
     layers: str = "model.layers"
     out_proj: str = "o_proj"
     attention_call: str = "attention_interface_1"
@@ -65,11 +65,11 @@ def families() -> Mapping[str, Family]:
     """Every known family, by the ``model_type`` of its config.
 
     >>> sorted(families())
-    ['jamba', 'recurrent_gemma']
+    ['bamba', 'jamba', 'recurrent_gemma']
     """
-    from segregation.models.families import jamba, recurrentgemma
+    from segregation.models.families import bamba, jamba, recurrentgemma
 
-    return {family.model_type: family for family in (recurrentgemma.FAMILY, jamba.FAMILY)}
+    return {family.model_type: family for family in (recurrentgemma.FAMILY, jamba.FAMILY, bamba.FAMILY)}
 
 
 def family_of(config: "PretrainedConfig") -> Family:
@@ -101,19 +101,15 @@ def family_of(config: "PretrainedConfig") -> Family:
 def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
     """Per layer ``"attention"`` or ``"recurrent"``, from the config's own layer types.
 
+    A model with layers of one kind only is a control beside a hybrid, and may be loaded as one.
+
     Raises:
-        FamilyError: a layer type that is neither, or a model that has only one of the two.
+        FamilyError: a layer type that is neither.
     """
     names: list[str] = list(getattr(config, "layers_block_type", None) or config.layer_types)
     if unknown := sorted(set(names) - set(_LAYER_TYPES)):
         raise FamilyError(f"layer types {unknown} are not understood; known: {', '.join(sorted(_LAYER_TYPES))}")
-    layer_types: tuple[LayerType, ...] = tuple(_LAYER_TYPES[name] for name in names)
-    if len(set(layer_types)) != 2:
-        raise FamilyError(
-            f"a hybrid has attention layers and recurrent layers, this config has only {layer_types[0]} layers "
-            f"({len(layer_types)} of them)"
-        )
-    return layer_types
+    return tuple(_LAYER_TYPES[name] for name in names)
 
 
 def _unknown_fields(config: "PretrainedConfig", family: Family) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class HybridModel(TransformersModel):
         check_structure(self.family, self.layer_types, self.attention, self.mixer)
         self.n_layers = len(self.layer_types)
         self.n_heads: int = config.num_attention_heads
-        self.d_head: int = self.out_proj(self.attention_layers[0])._module.in_features // self.n_heads
+        self.d_head: int = self._d_head()
         self.d_model: int = config.hidden_size
         self.d_vocab: int = config.vocab_size
         self.window: int | None = getattr(config, self.family.window) if self.family.window else None
@@ -79,9 +79,13 @@ class HybridModel(TransformersModel):
         self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
         if self.family.scan == "rg_lru":
             use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in self._mixers)
-        else:
+        elif self.family.scan == "mamba":
             use_mamba_scan()
-        if self.family.padded_inputs:
+        if not self.attention_layers:
+            from segregation.models.keyless import count_tokens
+
+            count_tokens(module)
+        if self.family.padded_inputs and self._mixers:
             keep_padding_out(
                 module, [mixer.get_submodule(name) for mixer in self._mixers for name in self.family.padded_inputs]
             )
@@ -135,6 +139,8 @@ class HybridModel(TransformersModel):
         lengths = self.begin(arguments)
         new = kwargs.get("max_new_tokens") or self.hf_model.generation_config.max_new_tokens or 1
         self.check_length(int(lengths.max()), new)
+        if not self.attention_layers:
+            kwargs.setdefault("past_key_values", self.new_cache())
         return TransformersModel.generate(self, *inputs, **kwargs)
 
     def begin(
@@ -184,7 +190,9 @@ class HybridModel(TransformersModel):
         """An empty cache for this model."""
         from transformers import DynamicCache
 
-        return DynamicCache(config=self.hf_model.config)
+        from segregation.models.keyless import CountingCache
+
+        return (DynamicCache if self.attention_layers else CountingCache)(config=self.hf_model.config)
 
     @property
     def hf_model(self) -> "PreTrainedModel":
@@ -286,6 +294,12 @@ class HybridModel(TransformersModel):
             of_kind = [i for i, k in enumerate(self.layer_types) if k == kind]
             got = self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "absent"
             raise ModelError(f"layer must be one of the {kind} layers {of_kind}, got {layer}, which is {got}")
+
+    def _d_head(self) -> int:
+        """From what the output projection takes, as configs name it in several ways, or not at all."""
+        if not self.attention_layers:
+            return 0
+        return int(self.out_proj(self.attention_layers[0])._module.in_features) // self.n_heads
 
     def _max_positions(self) -> int | None:
         if self.family.max_positions:

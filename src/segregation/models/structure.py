@@ -30,6 +30,8 @@ def check_structure(
         names = inspect.unwrap(type(block._module).forward).__code__.co_varnames
         if ("attention_interface" in names) != (kind == "attention"):
             raise FamilyError(f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}")
+    if "attention" not in layer_types:
+        return
     source = attention(list(layer_types).index("attention")).source
     if family.attention_call not in source.names:
         raise FamilyError(f"no operation {family.attention_call} in attention; found {', '.join(source.names)}")

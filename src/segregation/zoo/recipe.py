@@ -1,5 +1,6 @@
 """Recipes: what each model of the zoo is made of, and how it is trained."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,11 +103,24 @@ _JAMBA = {
     "max_position_embeddings": 8192,
 }
 
+_ONE_KIND: Mapping[tuple[str, str], dict[str, Any]] = {
+    ("attention", "recurrentgemma"): {"block_types": ("attention",)},
+    ("recurrence", "recurrentgemma"): {"block_types": ("recurrent",)},
+    ("attention", "jamba"): {"attn_layer_period": 1, "attn_layer_offset": 0},
+    ("recurrence", "jamba"): {"attn_layer_period": 1000, "attn_layer_offset": 999},
+}
+"""The controls: every mixer of one kind, all else, data and seed as in the hybrid."""
+
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("tiny-recurrentgemma", "recurrentgemma", _RECURRENTGEMMA, steps=4500),
         Recipe("tiny-jamba", "jamba", _JAMBA, steps=3000),
+        *(
+            Recipe(f"tiny-{kind}-{family}", family, {**config, **_ONE_KIND[kind, family]}, steps=steps)
+            for family, config, steps in (("recurrentgemma", _RECURRENTGEMMA, 4500), ("jamba", _JAMBA, 3000))
+            for kind in ("attention", "recurrence")
+        ),
         Recipe(
             "micro",
             "recurrentgemma",
