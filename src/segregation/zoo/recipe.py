@@ -9,6 +9,8 @@ from segregation.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+FamilyName = Literal["recurrentgemma", "jamba"]
+
 MODEL_CLASSES = {
     "recurrentgemma": ("RecurrentGemmaConfig", "RecurrentGemmaForCausalLM"),
     "jamba": ("JambaConfig", "JambaForCausalLM"),
@@ -30,7 +32,7 @@ class Recipe:
     """
 
     name: str
-    family: Literal["recurrentgemma", "jamba"]
+    family: FamilyName
     config: dict[str, Any] = field(repr=False)
     steps: int
     batch: int = 56
@@ -103,6 +105,12 @@ _JAMBA = {
     "max_position_embeddings": 8192,
 }
 
+_HYBRIDS: tuple[tuple[FamilyName, dict[str, Any], int], ...] = (
+    ("recurrentgemma", _RECURRENTGEMMA, 4500),
+    ("jamba", _JAMBA, 3000),
+)
+"""Family, shape, and optimiser steps of each hybrid; its controls have the same steps."""
+
 _ONE_KIND: Mapping[tuple[str, str], dict[str, Any]] = {
     ("attention", "recurrentgemma"): {"block_types": ("attention",)},
     ("recurrence", "recurrentgemma"): {"block_types": ("recurrent",)},
@@ -114,11 +122,10 @@ _ONE_KIND: Mapping[tuple[str, str], dict[str, Any]] = {
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
-        Recipe("tiny-recurrentgemma", "recurrentgemma", _RECURRENTGEMMA, steps=4500),
-        Recipe("tiny-jamba", "jamba", _JAMBA, steps=3000),
+        *(Recipe(f"tiny-{family}", family, config, steps=steps) for family, config, steps in _HYBRIDS),
         *(
             Recipe(f"tiny-{kind}-{family}", family, {**config, **_ONE_KIND[kind, family]}, steps=steps)
-            for family, config, steps in (("recurrentgemma", _RECURRENTGEMMA, 4500), ("jamba", _JAMBA, 3000))
+            for family, config, steps in _HYBRIDS
             for kind in ("attention", "recurrence")
         ),
         Recipe(
