@@ -26,8 +26,8 @@ from tqdm import tqdm
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.harness.arguments import Arguments
 from segregation.interventions.phase import Phase
+from segregation.interventions.resolve import spans_of_rule
 from segregation.interventions.rules import Plan
-from segregation.interventions.token_rules import SpanRule, spans_named
 from segregation.models.hybrid import HybridModel
 from segregation.models.load import versions
 from segregation.runs.generate import described, whole_plan
@@ -76,7 +76,7 @@ class SegregationLM(TemplateLM):
         super().__init__()
         self.acted = whole_plan(model, plan)
         for rule in self.acted.rules:
-            if isinstance(rule, SpanRule) and (named := spans_named(rule)):
+            if named := spans_of_rule(rule):
                 raise PlanError(
                     f"{rule} names the span {named[0]!r} of a sample, and requests of lm-eval have no such spans; "
                     'use "prompt" (the context), "new" or "everything", or score the samples with segregation itself'

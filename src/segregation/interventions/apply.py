@@ -17,9 +17,11 @@ from torch import Tensor
 
 from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
-from segregation.interventions.phase import PHASES, phase_numbers
+from segregation.interventions.phase import PHASES, acting, phase_numbers
+from segregation.interventions.recurrent_apply import MixerEdit, edit_mixer, mixer_edits
+from segregation.interventions.recurrent_tables import named_tokens
 from segregation.interventions.rules import Plan
-from segregation.interventions.tables import Compiled, LayerTable, acting, compile_plans
+from segregation.interventions.tables import Compiled, LayerTable, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
@@ -46,6 +48,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
     """Edit every forward of the run, anchored on the model's own input; returns when the run is over."""
     forward: Any = model
     lookups: list[Tensor] | None = None
+    named: list[Tensor | None] | None = None
     block = object()
     for _ in tracer.iter[:]:
         try:
@@ -59,14 +62,21 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         first = _first_rows(model.run, len(phases))
         plan_of = _plan_of(compiled.plans, first, len(phases) if model.run.rows is None else None)
         edits: Mapping[int, TokenEdit] = {}
+        mixers: Mapping[int, MixerEdit] = {}
+        if lookups is None or named is None:
+            spans = model.run.spans or [None] * len(phases)
+            own = [spans[row] for row in _first_of(first, len(spans)).tolist()]
+            lookups = [lookup(group, plan_of, own, lengths) for group in compiled.tokens]
+            named = named_tokens(compiled.recurrent, plan_of, own, lengths)
+        if compiled.recurrent:
+            mixers = mixer_edits(compiled.recurrent, named, plan_of, first, positions, phases, lengths, present)
         if compiled.tokens:
-            if lookups is None:
-                spans = model.run.spans or [None] * len(phases)
-                own = [spans[row] for row in _first_of(first, len(spans)).tolist()]
-                lookups = [lookup(group, plan_of, own, lengths) for group in compiled.tokens]
             edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             model.run.edits[block] = edits
         for layer in compiled.layers:
+            if layer in mixers:
+                edit_mixer(model, layer, mixers[layer])
+                continue
             edit, table = edits.get(layer), compiled.heads.get(layer)
             scores = table.scores_at(present) if table else ()
             # the call is read once, before anything later in the layer

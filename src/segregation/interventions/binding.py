@@ -1,12 +1,15 @@
 """Which rules a model, or a task, cannot follow."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from segregation.errors import PlanError
 from segregation.interventions.head_rules import AblateHeads, AblateMixer, Head, KeepHeads, KeepTopHeads
 from segregation.interventions.phase import Phase
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState, ResetState
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
+from segregation.models.channels import RECURRENT_CHANNELS, layers_with
 from segregation.models.hybrid import HybridModel
 
 READABLE = ("sdpa", "eager")
@@ -27,6 +30,10 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
             raise PlanError(
                 f"k must be in 0..{model.n_heads} (n_heads of {name}), got {rule.k}. Use Plan() to keep every head."
             )
+        return
+    if isinstance(rule, AblateRecurrent | ResetState | PatchState):
+        channel = rule.channel if isinstance(rule, PatchState) else RECURRENT_CHANNELS[0]
+        check_layers_there(model, kind, rule.layers, layers_with(model, channel))
         return
     layers = "all" if isinstance(rule, AblateHeads | KeepHeads) else rule.layers
     check_place(model, kind, layers, "all" if isinstance(rule, AblateMixer) else rule.heads)
@@ -54,6 +61,25 @@ def check_place(
                 f"{what}: head must be in 0..{model.n_heads - 1} (n_heads of {name} is "
                 f"{model.n_heads}), got head {head} of layer {layer}"
             )
+
+
+def check_layers_there(
+    model: HybridModel, what: str, layers: tuple[int, ...] | Literal["all"], there: Sequence[int]
+) -> None:
+    """Refuse layers that are not of the kind that ``what`` acts on, and a model that has none of that kind.
+
+    Raises:
+        PlanError: the layer, what it is, and those there are.
+    """
+    name = model.description.get("name", model.family.name)
+    for layer in () if layers == "all" else layers:
+        if layer not in there:
+            got = f"{model.layer_types[layer]}" if layer < model.n_layers else f"absent (n_layers is {model.n_layers})"
+            raise PlanError(f"{what}: layer must be one of {list(there)} of {name}; got {layer}, which is {got}")
+    if not there:
+        raise PlanError(
+            f"{what} acts on layers that {name} does not have: all of its layers are {model.layer_types[0]}"
+        )
 
 
 def check_readable(model: HybridModel, what: str) -> None:

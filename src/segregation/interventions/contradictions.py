@@ -6,6 +6,8 @@ from typing import Any
 
 from segregation.errors import PlanError
 from segregation.interventions.head_rules import AblateHeads, KeepHeads, KeepTopHeads
+from segregation.interventions.phase import Phase
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState, ResetState
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 
 _TOKENS = (HideTokens, OnlyTokens, BalanceTokens, HideAll)
@@ -19,11 +21,15 @@ def check_rules(rules: Sequence[Any]) -> None:
     """
     for one, other in combinations(rules, 2):
         both = one.during & other.during
-        if both and (why := _token_contradiction(one, other) or _head_contradiction(one, other)):
+        if both and (why := _contradiction(one, other)):
             raise PlanError(
                 f"{one} and {other} contradict each other in {both}: {why}. "
                 "Leave one of them out, or give them different phases"
             )
+
+
+def _contradiction(one: Any, other: Any) -> str:
+    return _token_contradiction(one, other) or _head_contradiction(one, other) or _recurrent_contradiction(one, other)
 
 
 def _token_contradiction(one: Any, other: Any) -> str:
@@ -63,6 +69,37 @@ def _head_contradiction(one: Any, other: Any) -> str:
     if isinstance(one, KeepHeads) and isinstance(other, KeepHeads) and one.heads != other.heads:
         return "one rule says which heads stay; name all of them in it"
     return ""
+
+
+def _recurrent_contradiction(one: Any, other: Any) -> str:
+    if type(one) is not type(other) or not isinstance(one, AblateRecurrent | ResetState | PatchState):
+        return ""
+    if not _share_layers(one, other):
+        return ""
+    if isinstance(one, ResetState):
+        return "a state is reset in one rhythm" if one.every != other.every else ""
+    if isinstance(one, PatchState):
+        together = (Phase.LAST in one.during) == (Phase.LAST in other.during)
+        if together and one.channel == other.channel and one.sha256 != other.sha256:
+            return f"both say what the {one.channel} are before the same token"
+        return ""
+    same = (one.span, one.but, one.occurrence) == (other.span, other.but, other.occurrence)
+    all_of_it = any(rule.span == "everything" and not rule.but for rule in (one, other))
+    return "a mixer has one output at a token" if differ(one, other) and (same or all_of_it) else ""
+
+
+def differ(one: AblateRecurrent, other: AblateRecurrent) -> bool:
+    """Whether two rules give a mixer that they share different outputs.
+
+    >>> differ(AblateRecurrent("zero"), AblateRecurrent("skip", layers=(0,)))
+    True
+    """
+    values = [(rule.value, rule.sha256, rule.seed) for rule in (one, other)]
+    return values[0] != values[1] and _share_layers(one, other)
+
+
+def _share_layers(one: Any, other: Any) -> bool:
+    return "all" in (one.layers, other.layers) or bool(set(one.layers) & set(other.layers))
 
 
 def same_place(one: Any, other: Any) -> bool:

@@ -6,6 +6,7 @@ prefill, a forked cache and a teacher-forced pass over prompt plus continuation 
 """
 
 import enum
+from collections.abc import Sequence
 
 from jaxtyping import Int
 from torch import Tensor
@@ -77,3 +78,8 @@ def phase_numbers(positions: Positions, prompt_lengths: PromptLengths) -> Int[Te
     last = prompt_lengths[:, None] - 1
     numbers = (positions >= last).long() + (positions > last).long()
     return numbers.masked_fill(positions < 0, PADDING)
+
+
+def acting(present: Sequence[int], acts: Sequence[bool]) -> bool:
+    """Whether a phase is present (``present`` counts the positions of each) in which something acts."""
+    return any(count and acts_here for count, acts_here in zip(present, acts, strict=True))

@@ -1,24 +1,36 @@
 """Which tokens of a row the rules of a plan name, and whether together they leave any."""
 
 from collections.abc import Sequence
-from itertools import permutations
+from itertools import combinations, permutations
 
 from segregation.errors import PlanError, SampleError
-from segregation.interventions.contradictions import same_place
-from segregation.interventions.rules import Plan
+from segregation.interventions.contradictions import differ, same_place
+from segregation.interventions.recurrent_rules import AblateRecurrent
+from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import (
     EVERYWHERE,
     BalanceTokens,
     HideAll,
     HideTokens,
     OnlyTokens,
+    Spanned,
+    SpanRule,
     TokenRule,
     spans_named,
 )
 from segregation.prompts.spans import TokenSpans
 
 
-def members(rule: TokenRule, spans: TokenSpans | None, prompt_length: int) -> tuple[set[int], bool]:
+def spans_of_rule(rule: Rule) -> tuple[str, ...]:
+    """The spans that any rule names and a sample must have.
+
+    >>> spans_of_rule(AblateRecurrent("skip", span="context", but="needle"))
+    ('context', 'needle')
+    """
+    return spans_named(rule) if isinstance(rule, SpanRule | AblateRecurrent) else ()
+
+
+def members(rule: Spanned | HideAll, spans: TokenSpans | None, prompt_length: int) -> tuple[set[int], bool]:
     """The prompt positions that a rule names for one row, and whether it names the new ones.
 
     Raises:
@@ -61,12 +73,13 @@ def members(rule: TokenRule, spans: TokenSpans | None, prompt_length: int) -> tu
 
 
 def check_resolved(plan: Plan, spans: TokenSpans | None, prompt_length: int) -> None:
-    """Refuse rules that together leave attention nothing of what one of them keeps.
+    """Refuse rules that together leave attention nothing of what one of them keeps, or a mixer two outputs at a token.
 
     Raises:
         SampleError: a span that the row does not have, or an occurrence of it.
         PlanError: a rule hides every token that another one keeps, or names none of this row.
     """
+    _check_recurrent(plan, spans, prompt_length)
     named = {rule: members(rule, spans, prompt_length) for rule in plan.rules if isinstance(rule, TokenRule)}
     for rule, (tokens, new) in named.items():
         if not tokens and not new and not isinstance(rule, HideAll):
@@ -80,4 +93,20 @@ def check_resolved(plan: Plan, spans: TokenSpans | None, prompt_length: int) -> 
             raise PlanError(
                 f"{hide} and {keep} contradict each other in {both}: every token that one keeps is hidden by the "
                 "other. Leave one of them out, or give them different phases"
+            )
+
+
+def _check_recurrent(plan: Plan, spans: TokenSpans | None, prompt_length: int) -> None:
+    rules = [rule for rule in plan.rules if isinstance(rule, AblateRecurrent)]
+    named = {rule: members(rule, spans, prompt_length) for rule in rules}
+    for rule, (tokens, new) in named.items():
+        if not tokens and not new:
+            raise PlanError(f"{rule} names no token of this prompt: but takes away all of span; leave the rule out")
+    for one, other in combinations(named, 2):
+        (tokens, new), (others, others_new) = named[one], named[other]
+        both = one.during & other.during
+        if both and differ(one, other) and (tokens & others or (new and others_new)):
+            raise PlanError(
+                f"{one} and {other} contradict each other in {both}: they name {len(tokens & others)} tokens of the "
+                "prompt in common, and the mixer has one output there. Leave one of them out, or part their spans"
             )

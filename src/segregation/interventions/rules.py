@@ -12,12 +12,16 @@ from segregation.errors import PlanError
 from segregation.interventions.contradictions import check_rules
 from segregation.interventions.head_rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, plain
 from segregation.interventions.phase import Phase
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState, ResetState
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 
 if TYPE_CHECKING:
     from segregation.models.hybrid import HybridModel
 
-Rule = KeepTopHeads | AblateHeads | KeepHeads | AblateMixer | HideTokens | OnlyTokens | BalanceTokens | HideAll
+Rule = (
+    KeepTopHeads | AblateHeads | KeepHeads | AblateMixer | HideTokens | OnlyTokens | BalanceTokens | HideAll
+    | AblateRecurrent | ResetState | PatchState
+)  # fmt: skip
 RULES: Mapping[str, type[Rule]] = {rule.__name__: rule for rule in get_args(Rule)}
 
 

@@ -1,4 +1,4 @@
-"""Plans compiled against a model: what every attention layer does in each phase of each row."""
+"""Plans compiled against a model: what every layer does in each phase of each row."""
 
 import functools
 from collections import defaultdict
@@ -14,18 +14,14 @@ from torch import Tensor
 
 from segregation.interventions.binding import check_rule
 from segregation.interventions.head_rules import AblateHeads, AblateMixer, Head, KeepHeads, KeepTopHeads
-from segregation.interventions.phase import PHASES
+from segregation.interventions.phase import PHASES, acting
+from segregation.interventions.recurrent_tables import RuleRows, compile_recurrent
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens, TokenRule
 from segregation.interventions.tokens import Kind, Step
 from segregation.models.hybrid import HybridModel
 
 _KINDS: Mapping[type, Kind] = {HideTokens: "hide", OnlyTokens: "only", BalanceTokens: "balance", HideAll: "nothing"}
-
-
-def acting(present: Sequence[int], acts: Sequence[bool]) -> bool:
-    """Whether a phase is present (``present`` counts the positions of each) in which something acts."""
-    return any(count and acts_here for count, acts_here in zip(present, acts, strict=True))
 
 
 @dataclass(frozen=True)
@@ -96,17 +92,20 @@ class Compiled:
     Attributes:
         heads: the table of every attention layer whose heads or mixer are edited.
         tokens: the groups of plans with rules about tokens.
+        recurrent: the rules about recurrent layers and about memory, with the plans that have them.
         plans: how many plans these are.
     """
 
     heads: Mapping[int, LayerTable]
     tokens: tuple[TokenGroup, ...]
+    recurrent: tuple[RuleRows, ...]
     plans: int
 
     @cached_property
     def layers(self) -> tuple[int, ...]:
         """The layers that something happens to, in order."""
-        return tuple(sorted({*self.heads, *(layer for group in self.tokens for layer in group.acts)}))
+        of_tokens = (layer for group in self.tokens for layer in group.acts)
+        return tuple(sorted({*self.heads, *of_tokens, *(layer for one in self.recurrent for layer in one.layers)}))
 
 
 def compile_plans(model: HybridModel, plans: Sequence[Plan]) -> Compiled:
@@ -120,7 +119,7 @@ def compile_plans(model: HybridModel, plans: Sequence[Plan]) -> Compiled:
             check_rule(model, rule)
     tables = dict(_head_tables(model, plans))
     edited = {layer: table for layer, table in tables.items() if any(table.edited) or any(table.bypassed)}
-    return Compiled(edited, tuple(_token_groups(model, plans)), len(plans))
+    return Compiled(edited, tuple(_token_groups(model, plans)), compile_recurrent(model, plans), len(plans))
 
 
 def _head_tables(model: HybridModel, plans: Sequence[Plan]) -> Iterator[tuple[int, LayerTable]]:

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from segregation.interventions.phase import Phase
+from segregation.interventions.phase import Phase, acting
 from segregation.interventions.resolve import members
-from segregation.interventions.tables import TokenGroup, acting
+from segregation.interventions.tables import TokenGroup
 from segregation.interventions.tokens import Step, edit_rows, span_mass
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.positions import PatternEdit

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from segregation.errors import PlanError
 from segregation.interventions.head_rules import Head, check_heads, check_layers, check_phase, describe
@@ -16,6 +16,31 @@ _SPAN = re.compile(r"[A-Za-z_][\w-]*(\+[A-Za-z_][\w-]*)*")
 _QUIET = frozenset({"but", "occurrence", "layers", "heads", "renormalize", "causal", "summed_over"})
 
 Occurrence = int | Literal["all"]
+
+
+@runtime_checkable
+class Spanned(Protocol):
+    """A rule about spans, whatever it does to their tokens."""
+
+    @property
+    def span(self) -> str:
+        """Spans joined by ``+``."""
+        ...
+
+    @property
+    def but(self) -> str | None:
+        """Spans that are excepted."""
+        ...
+
+    @property
+    def occurrence(self) -> Occurrence:
+        """Which occurrence of ``span``."""
+        ...
+
+    @property
+    def during(self) -> Phase:
+        """The positions it acts on."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -115,7 +140,7 @@ SpanRule = HideTokens | OnlyTokens | BalanceTokens
 TokenRule = SpanRule | HideAll
 
 
-def spans_named(rule: TokenRule) -> tuple[str, ...]:
+def spans_named(rule: Spanned | HideAll) -> tuple[str, ...]:
     """The spans a rule names that a sample must have.
 
     >>> spans_named(HideTokens("context+new", but="needle"))
@@ -127,7 +152,15 @@ def spans_named(rule: TokenRule) -> tuple[str, ...]:
     return tuple(name for name in dict.fromkeys(names) if name not in EVERYWHERE)
 
 
-def _check(rule: _OnSpan) -> None:
+def check_span(rule: Spanned) -> set[str]:
+    """The spans that a rule names and does not except, once they are well formed and may have a token.
+
+    Raises:
+        PlanError: an ill-formed span, an occurrence below 0, or a rule that can name no token.
+
+    >>> sorted(check_span(HideTokens("context+question", but="needle")))
+    ['context', 'question']
+    """
     name = type(rule).__name__
     for field, text in (("span", rule.span), ("but", rule.but)):
         if not (isinstance(text, str) and _SPAN.fullmatch(text)) and not (field == "but" and text is None):
@@ -139,6 +172,18 @@ def _check(rule: _OnSpan) -> None:
         isinstance(rule.occurrence, bool) or not isinstance(rule.occurrence, int) or rule.occurrence < 0
     ):
         raise PlanError(f'{name}.occurrence must be counted from 0, or be "all", got {rule.occurrence!r}')
+    check_phase(rule.during)
+    named = set(rule.span.split("+")) - set((rule.but or "").split("+"))
+    if not named or (named == {"new"} and Phase.DECODE not in rule.during):
+        raise PlanError(
+            f"{rule} names no token in {rule.during}: "
+            + ("but takes away all of span" if not named else "the new tokens come in DECODE")
+        )
+    return named
+
+
+def _check(rule: _OnSpan) -> None:
+    name = type(rule).__name__
     for field, value in (("renormalize", rule.renormalize), ("causal", rule.causal)):
         if not isinstance(value, bool):
             raise PlanError(f"{name}.{field} must be true or false, got {value!r}")
@@ -151,12 +196,7 @@ def _check(rule: _OnSpan) -> None:
                 "use renormalize=False with it"
             )
     _check_place(rule)
-    named = set(rule.span.split("+")) - set((rule.but or "").split("+"))
-    if not named or (named == {"new"} and Phase.DECODE not in rule.during):
-        raise PlanError(
-            f"{rule} names no token in {rule.during}: "
-            + ("but takes away all of span" if not named else "the new tokens come in DECODE")
-        )
+    named = check_span(rule)
     everything = {"everything"} if Phase.DECODE in rule.during else {"everything", "prompt"}
     if isinstance(rule, HideTokens) and named & everything and not rule.but:
         raise PlanError(f"{rule} leaves nothing to see, and such rows are left alone; use HideAll() to hide everything")

@@ -1,4 +1,4 @@
-"""The recurrences of both families on a CPU, several times faster than transformers' own loops and equal bit for bit.
+"""The recurrences token by token: on a CPU several times faster than transformers' own loops, and equal bit for bit.
 
 transformers walks over tokens with new tensors and strided reads at every step. Here the same products and sums, in
 the same order, run in place on time-major blocks. They take over where a run needs no gradients and is on a CPU;
@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from segregation.shapes import PositionMask
 
 BLOCK = 2**19
 """Numbers in the expanded inputs of the Mamba scan that are held at once: few enough to stay in a CPU's cache."""
@@ -44,8 +46,12 @@ def mamba_scan(
     A: Float[Tensor, "width d_state"],
     B: Float[Tensor, "batch d_state pos"],
     C: Float[Tensor, "batch d_state pos"],
+    resets: PositionMask | None = None,
 ) -> tuple[Float[Tensor, "batch width pos"], Float[Tensor, "batch width d_state"]]:
-    """h_t = exp(A dt_t) h_{t-1} + dt_t B_t x_t, y_t = h_t C_t; all y_t, and the last h_t. (arXiv 2312.00752, alg. 2)"""
+    """h_t = exp(A dt_t) h_{t-1} + dt_t B_t x_t, y_t = h_t C_t; all y_t, and the last h_t. (arXiv 2312.00752, alg. 2)
+
+    At the tokens of ``resets`` the factor of h_{t-1} is zero.
+    """
     batch, width, length = hidden_states.shape
     state = torch.zeros(batch, width, A.shape[1], dtype=hidden_states.dtype, device=hidden_states.device)
     steps, keys, inputs = dt.permute(2, 0, 1), B.permute(2, 0, 1).float(), hidden_states.permute(2, 0, 1).float()
@@ -56,12 +62,91 @@ def mamba_scan(
         block = slice(start, start + tokens)
         step = steps[block].contiguous()[..., None]
         decay = (A * step).exp_()
+        if resets is not None:
+            decay = decay.masked_fill(resets.T[block, :, None, None], 0)
         state_in = (step * keys[block, :, None]).mul_(inputs[block].contiguous()[..., None])
         for t, (a, h) in enumerate(zip(decay.unbind(0), state_in.unbind(0), strict=True), start):
             state = h.add_(a.mul_(state))
             outputs.append(torch.matmul(state.to(hidden_states.dtype), reads[:, t].unsqueeze(-1))[:, :, 0])
         state = state.clone()
     return torch.stack(outputs, dim=-1), state
+
+
+def mamba2_scan(
+    hidden_states: Float[Tensor, "batch pos head d_head"],
+    dt: Float[Tensor, "batch pos head"],
+    A: Float[Tensor, " head"],
+    B: Float[Tensor, "batch pos group d_state"],
+    C: Float[Tensor, "batch pos group d_state"],
+    initial: Float[Tensor, "batch head d_head d_state"] | None = None,
+    resets: PositionMask | None = None,
+) -> tuple[Float[Tensor, "batch pos head d_head"], Float[Tensor, "batch head d_head d_state"]]:
+    """h_t = exp(A dt_t) h_{t-1} + dt_t x_t B_t^T, y_t = h_t C_t, in fp32; all y_t, and the last h_t. (arXiv 2405.21060)
+
+    Token by token, so for what the scan in chunks cannot do: at the tokens of ``resets`` the factor of h_{t-1} is zero.
+
+    >>> one = torch.ones(1, 2, 1, 1)
+    >>> outputs, state = mamba2_scan(one, one[..., 0], torch.zeros(1), one, one)
+    >>> outputs.flatten().tolist(), state.item()
+    ([1.0, 2.0], 2.0)
+    """
+    batch, length, heads, d_head = hidden_states.shape
+    repeats = heads // B.shape[2]
+    keys, reads = (t.float().repeat_interleave(repeats, dim=2) for t in (B, C))
+    inputs = hidden_states.float() * dt.float()[..., None]
+    decay = torch.exp(A.float() * dt.float())
+    if resets is not None:
+        decay = decay.masked_fill(resets[..., None], 0)
+    state = hidden_states.new_zeros(batch, heads, d_head, B.shape[-1], dtype=torch.float32)
+    state = state if initial is None else initial.to(state)
+    outputs: list[Tensor] = []
+    for t in range(length):
+        state = state * decay[:, t, :, None, None] + inputs[:, t, ..., None] * keys[:, t, :, None]
+        outputs.append(torch.matmul(state, reads[:, t, ..., None])[..., 0])
+    return torch.stack(outputs, dim=1), state
+
+
+def selective_scan(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    resets: PositionMask | None = None,
+    **options: Any,
+) -> Any:
+    """``mamba_scan`` with the arguments and results of transformers' ``mamba_selective_scan``."""
+    if options.get("delta_bias") is not None:
+        dt = dt + options["delta_bias"].to(dt.dtype)[..., None]
+    if options.get("delta_softplus"):
+        dt = nn.functional.softplus(dt)
+    output, state = mamba_scan(hidden_states, dt, A, B, C, resets)
+    if options.get("D") is not None:
+        output = output + hidden_states * options["D"][None, :, None]
+    if options.get("z") is not None:
+        output = output * nn.functional.silu(options["z"])
+    return (output, state) if options.get("return_last_state") else output
+
+
+def mamba2_scan_from(
+    hidden_states: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    resets: PositionMask | None = None,
+    **options: Any,
+) -> Any:
+    """``mamba2_scan`` with the arguments and results of transformers' ``mamba2_chunk_scan``."""
+    if options.get("dt_bias") is not None:
+        dt = dt + options["dt_bias"].to(dt.dtype)
+    if options.get("dt_softplus"):
+        dt = nn.functional.softplus(dt)
+    dt = dt.clamp(*options.get("dt_limit", (0.0, float("inf"))))
+    output, state = mamba2_scan(hidden_states, dt, A, B, C, options.get("initial_states"), resets)
+    if options.get("D") is not None:
+        output = output + hidden_states.float() * options["D"][..., None]
+    return (output, state) if options.get("return_final_states") else output
 
 
 def use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
@@ -97,16 +182,7 @@ def use_mamba_scan() -> None:
         plain = hidden_states.dtype == torch.float32 and not options.get("use_mambapy")
         if not plain or not _applies(hidden_states, dt, A, B, C):
             return original(hidden_states, dt, A, B, C, **options)
-        if options.get("delta_bias") is not None:
-            dt = dt + options["delta_bias"].to(dt.dtype)[..., None]
-        if options.get("delta_softplus"):
-            dt = nn.functional.softplus(dt)
-        output, state = mamba_scan(hidden_states, dt, A, B, C)
-        if options.get("D") is not None:
-            output = output + hidden_states * options["D"][None, :, None]
-        if options.get("z") is not None:
-            output = output * nn.functional.silu(options["z"])
-        return (output, state) if options.get("return_last_state") else output
+        return selective_scan(hidden_states, dt, A, B, C, **options)
 
     scan.__dict__["scans_in_place"] = True
     modeling_jamba.mamba_selective_scan = scan

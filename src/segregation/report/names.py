@@ -2,6 +2,7 @@
 
 from segregation.interventions.phase import Phase
 from segregation.interventions.presets import paper
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState, ResetState
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepHeads, KeepTopHeads, Plan, Rule
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, Occurrence, OnlyTokens, TokenRule
 
@@ -52,9 +53,22 @@ def _rule_name(rule: Rule) -> str:
             return f"{len(heads)} named heads kept {during}"
         case AblateMixer(layers=layers):
             return f"attention of {'all' if layers == 'all' else len(layers)} layers removed {during}"
+        case AblateRecurrent(value=value, span=span, but=but):
+            what = "skipped" if value == "skip" else f"set to {value}" if value == "zero" else f"{value}d"
+            where = "" if span == "everything" else f" at the {span.replace('+', ' and ')}"
+            kept = f" but the {but.replace('+', ' and ')}" if but else ""
+            return f"recurrence{_of_layers(rule)} {what}{where}{kept} {during}"
+        case ResetState(every=every):
+            return f"state{_of_layers(rule)} reset every {every} tokens {during}"
+        case PatchState(channel=channel, sha256=sha256):
+            return f"{channel}{_of_layers(rule)} patched from {sha256[:6]} before {phase_name(rule.during)}"
         case HideTokens() | OnlyTokens() | BalanceTokens() | HideAll():
             what = f"{seen_name(rule)}{_copy(rule)}{_where(rule)}"
             return f"{what}{',' if ',' in what else ''} {during}{_how(rule)}"
+
+
+def _of_layers(rule: AblateRecurrent | ResetState | PatchState) -> str:
+    return "" if rule.layers == "all" else f" of {len(rule.layers)} layers"
 
 
 def copy_name(occurrence: Occurrence) -> str:

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.binding import check_decode_positions
-from segregation.interventions.resolve import check_resolved
+from segregation.interventions.recurrent_rules import PatchState
+from segregation.interventions.resolve import check_resolved, spans_of_rule
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
-from segregation.interventions.token_rules import SpanRule, spans_named
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
@@ -124,7 +124,7 @@ def checked_spans(model: HybridModel, sample: Sample, prompt_tokens: int, acted:
         SampleError: a rule names a span, or an occurrence of one, that the sample does not have.
         PlanError: rules of a plan leave nothing of what one of them keeps, or one names no token of this prompt.
     """
-    if not any(spans_named(rule) for plan in acted for rule in plan.rules if isinstance(rule, SpanRule)):
+    if not any(spans_of_rule(rule) or isinstance(rule, PatchState) for plan in acted for rule in plan.rules):
         return None
     assert model.tokenizer is not None
     spans = sample_spans(model.tokenizer, sample)

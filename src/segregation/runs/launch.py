@@ -61,7 +61,11 @@ class Row:
     @property
     def prefill_plan(self) -> Plan:
         """What its plan does in the prefill; plans that agree there share one too."""
-        acting = [rule for rule in self.plan.rules if Phase.PREFILL in rule.during]
+        acting = [
+            rule
+            for rule in self.plan.rules
+            if Phase.PREFILL in rule.during and getattr(rule, "span", "") != "new"  # none of which is there yet
+        ]
         return Plan(*[dataclasses.replace(rule, during=Phase.PREFILL) for rule in acting])
 
 

@@ -1,0 +1,108 @@
+"""Rules about recurrent layers written into a trace: beside ``apply``, which calls it, the only writer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from segregation.interventions.phase import acting
+from segregation.interventions.recurrent_rules import AblateRecurrent, ResetState
+from segregation.interventions.recurrent_tables import RuleRows, at_positions, entry_of
+from segregation.models.hybrid import HybridModel
+from segregation.models.mixers import MixerCall
+from segregation.shapes import PositionMask, Positions, PromptLengths
+
+OutputEdit = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class MixerEdit:
+    """What rules do to one mixer in one forward pass.
+
+    Attributes:
+        skip: where it neither writes nor emits.
+        reset: before which tokens its state is set to zero.
+        outputs: what is done to its output, in order.
+    """
+
+    skip: PositionMask | None = None
+    reset: PositionMask | None = None
+    outputs: list[OutputEdit] = field(default_factory=list)
+
+
+def mixer_edits(
+    rules: Sequence[RuleRows],
+    named: Sequence[Tensor | None],
+    plan_of: Int[Tensor, " batch"],
+    first: Int[Tensor, " batch"],
+    positions: Positions,
+    phases: Int[Tensor, "batch pos"],
+    lengths: PromptLengths,
+    present: Sequence[int],
+) -> Mapping[int, MixerEdit]:
+    """The edit of every mixer that some rule acts on in this forward.
+
+    Args:
+        rules: the rules, with the plans that have them.
+        named: per rule, what ``named_tokens`` gave.
+        plan_of: the plan of each row of the batch.
+        first: which row of those that the run began with each row is.
+        positions: of the tokens of this forward.
+        phases: the number of the phase of each.
+        lengths: prompt tokens of each row.
+        present: how many positions there are of each phase.
+    """
+    edits: dict[int, MixerEdit] = {}
+    for one, table in zip(rules, named, strict=True):
+        rule = one.rule
+        if not isinstance(rule, AblateRecurrent | ResetState) or not acting(present, one.phases.tolist()):
+            continue
+        acts = one.acts(plan_of, phases)
+        if isinstance(rule, ResetState):
+            acts = acts & (positions > 0) & (positions % rule.every == 0)
+        elif table is not None:
+            acts = acts & at_positions(table, first, positions, lengths)
+        if not acts.any():
+            continue
+        for layer in one.layers:
+            _add(edits.setdefault(layer, MixerEdit()), one, layer, acts, positions)
+    return edits
+
+
+def edit_mixer(model: HybridModel, layer: int, edit: MixerEdit) -> None:
+    """Carry an edit out on the call of a mixer that is under way."""
+    call = MixerCall.of(model.mixer(layer), model.family, layer)
+    if edit.skip is not None:
+        call.close_input(edit.skip)
+    if edit.skip is not None or edit.reset is not None:
+        call.edit_scan(edit.skip, edit.reset)
+    if edit.outputs:
+        call.edit_output(lambda output: _all(edit.outputs, output))
+
+
+def _add(edit: MixerEdit, one: RuleRows, layer: int, acts: PositionMask, positions: Positions) -> None:
+    rule = one.rule
+    if isinstance(rule, ResetState):
+        edit.reset = acts if edit.reset is None else edit.reset | acts
+        return
+    assert isinstance(rule, AblateRecurrent)
+    if rule.value == "skip":
+        edit.skip = acts if edit.skip is None else edit.skip | acts
+    if rule.value in ("zero", "skip"):
+        edit.outputs.append(lambda output: output.masked_fill(acts.to(output.device)[..., None], 0))
+        return
+    reference = one.references[layer]
+    entry = entry_of(positions, rule.seed, len(reference)) if rule.value == "resample" else torch.zeros_like(positions)
+
+    def replace(output: Tensor) -> Tensor:
+        return torch.where(acts.to(output.device)[..., None], reference[entry].to(output), output)
+
+    edit.outputs.append(replace)
+
+
+def _all(edits: Sequence[OutputEdit], output: Tensor) -> Tensor:
+    for edit in edits:
+        output = edit(output)
+    return output
