@@ -32,6 +32,8 @@ _HOME = {
     "CaptureRequest": "runs.capture_request",
     "captures": "runs.capture_store",
     "read_capture": "runs.capture_store",
+    "mixer_outputs": "runs.references",
+    "prompt_memories": "runs.references",
     "Needle": "prompts.needle",
     "needle_grid": "prompts.needle",
     "PAPER_LENGTHS": "prompts.needle",

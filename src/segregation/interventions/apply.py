@@ -17,6 +17,7 @@ from torch import Tensor
 
 from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
+from segregation.interventions.patching import Patched, patch_memory
 from segregation.interventions.phase import PHASES, acting, phase_numbers
 from segregation.interventions.recurrent_apply import MixerEdit, edit_mixer, mixer_edits
 from segregation.interventions.recurrent_tables import named_tokens
@@ -26,6 +27,7 @@ from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lo
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import PatternEdit, Run, forward_arguments, token_positions
+from segregation.prompts.spans import TokenSpans
 from segregation.shapes import HeadScores, Positions, PromptLengths
 
 
@@ -49,13 +51,15 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
     forward: Any = model
     lookups: list[Tensor] | None = None
     named: list[Tensor | None] | None = None
+    own: list[TokenSpans | None] = []
     block = object()
     for _ in tracer.iter[:]:
         try:
             args, kwargs = forward.inputs
         except OutOfOrderError:
             return  # the run made no further step
-        positions = token_positions(forward_arguments(model.hf_model, args, kwargs))
+        arguments = forward_arguments(model.hf_model, args, kwargs)
+        positions, cache = token_positions(arguments), arguments.get("past_key_values")
         lengths = _prompt_lengths(model.run.prompt_lengths, positions)
         phases = phase_numbers(positions, lengths)
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
@@ -63,24 +67,31 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         plan_of = _plan_of(compiled.plans, first, len(phases) if model.run.rows is None else None)
         edits: Mapping[int, TokenEdit] = {}
         mixers: Mapping[int, MixerEdit] = {}
+        patched: Mapping[int, Sequence[Patched]] = {}
         if lookups is None or named is None:
             spans = model.run.spans or [None] * len(phases)
             own = [spans[row] for row in _first_of(first, len(spans)).tolist()]
             lookups = [lookup(group, plan_of, own, lengths) for group in compiled.tokens]
             named = named_tokens(compiled.recurrent, plan_of, own, lengths)
         if compiled.recurrent:
-            mixers = mixer_edits(compiled.recurrent, named, plan_of, first, positions, phases, lengths, present)
+            patched = patch_memory(model, compiled.recurrent, own, plan_of, first, positions, lengths, cache)
+            mixers = mixer_edits(
+                compiled.recurrent, named, plan_of, first, positions, phases, lengths, present, patched
+            )
         if compiled.tokens:
             edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             model.run.edits[block] = edits
         for layer in compiled.layers:
             if layer in mixers:
-                edit_mixer(model, layer, mixers[layer])
+                edit_mixer(model, layer, mixers[layer], cache, positions.shape[1])
                 continue
             edit, table = edits.get(layer), compiled.heads.get(layer)
             scores = table.scores_at(present) if table else ()
             # the call is read once, before anything later in the layer
-            calls = [model.attention_call(layer)] if edit or scores else []
+            calls = [model.attention_call(layer)] if edit or scores or layer in patched else []
+            for one in patched.get(layer, ()):
+                read = calls[0].key if one.channel == "keys" else calls[0].value
+                one.check(layer, read[:, :, : -positions.shape[1]])
             if edit:
                 _edit_tokens(model, layer, edit, calls[0])
             if table:

@@ -8,6 +8,7 @@ from segregation.interventions.head_rules import AblateHeads, AblateMixer, Head,
 from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState, ResetState
 from segregation.interventions.rules import Plan, Rule
+from segregation.interventions.sources import read_source
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 from segregation.models.channels import RECURRENT_CHANNELS, layers_with
 from segregation.models.hybrid import HybridModel
@@ -17,7 +18,7 @@ READABLE = ("sdpa", "eager")
 
 
 def check_rule(model: HybridModel, rule: Rule) -> None:
-    """Refuse a rule that this model cannot follow.
+    """Refuse a rule that this model cannot follow, or whose source is not the file it was made with.
 
     Raises:
         PlanError: the rule, the value, the model's own numbers and the remedy.
@@ -34,6 +35,8 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
     if isinstance(rule, AblateRecurrent | ResetState | PatchState):
         channel = rule.channel if isinstance(rule, PatchState) else RECURRENT_CHANNELS[0]
         check_layers_there(model, kind, rule.layers, layers_with(model, channel))
+        if not isinstance(rule, ResetState) and rule.source:
+            read_source(rule)
         return
     layers = "all" if isinstance(rule, AblateHeads | KeepHeads) else rule.layers
     check_place(model, kind, layers, "all" if isinstance(rule, AblateMixer) else rule.heads)

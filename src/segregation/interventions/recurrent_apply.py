@@ -1,5 +1,6 @@
 """Rules about recurrent layers written into a trace: beside ``apply``, which calls it, the only writer."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -7,9 +8,11 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from segregation.interventions.patching import Patched
 from segregation.interventions.phase import acting
 from segregation.interventions.recurrent_rules import AblateRecurrent, ResetState
 from segregation.interventions.recurrent_tables import RuleRows, at_positions, entry_of
+from segregation.models.channels import RECURRENT_CHANNELS, read_channel
 from segregation.models.hybrid import HybridModel
 from segregation.models.mixers import MixerCall
 from segregation.shapes import PositionMask, Positions, PromptLengths
@@ -22,11 +25,13 @@ class MixerEdit:
     """What rules do to one mixer in one forward pass.
 
     Attributes:
+        patched: what was written into its memory before.
         skip: where it neither writes nor emits.
         reset: before which tokens its state is set to zero.
         outputs: what is done to its output, in order.
     """
 
+    patched: Sequence[Patched] = ()
     skip: PositionMask | None = None
     reset: PositionMask | None = None
     outputs: list[OutputEdit] = field(default_factory=list)
@@ -41,6 +46,7 @@ def mixer_edits(
     phases: Int[Tensor, "batch pos"],
     lengths: PromptLengths,
     present: Sequence[int],
+    patched: Mapping[int, Sequence[Patched]],
 ) -> Mapping[int, MixerEdit]:
     """The edit of every mixer that some rule acts on in this forward.
 
@@ -53,8 +59,9 @@ def mixer_edits(
         phases: the number of the phase of each.
         lengths: prompt tokens of each row.
         present: how many positions there are of each phase.
+        patched: per layer, what was written into its memory before.
     """
-    edits: dict[int, MixerEdit] = {}
+    edits = {layer: MixerEdit(patched=own) for layer, own in patched.items() if own[0].channel in RECURRENT_CHANNELS}
     for one, table in zip(rules, named, strict=True):
         rule = one.rule
         if not isinstance(rule, AblateRecurrent | ResetState) or not acting(present, one.phases.tolist()):
@@ -71,15 +78,30 @@ def mixer_edits(
     return edits
 
 
-def edit_mixer(model: HybridModel, layer: int, edit: MixerEdit) -> None:
-    """Carry an edit out on the call of a mixer that is under way."""
+def edit_mixer(model: HybridModel, layer: int, edit: MixerEdit, cache: object, tokens: int) -> None:
+    """Carry an edit out on the call of a mixer that is under way, which reads so many tokens with this cache.
+
+    Raises:
+        ModelError: the mixer does not read the memory that was patched.
+    """
     call = MixerCall.of(model.mixer(layer), model.family, layer)
     if edit.skip is not None:
         call.close_input(edit.skip)
-    if edit.skip is not None or edit.reset is not None:
-        call.edit_scan(edit.skip, edit.reset)
-    if edit.outputs:
+
+    def watch(state: Tensor | None) -> None:
+        for one in edit.patched:
+            if one.channel == "recurrent":
+                one.check(layer, state)
+
+    if edit.skip is not None or edit.reset is not None or edit.patched:
+        call.edit_scan(edit.skip, edit.reset, watch)
+    if edit.outputs or edit.patched:
         call.edit_output(lambda output: _all(edit.outputs, output))
+    for one in edit.patched:
+        if one.channel == "conv" and tokens == 1:  # the buffer has moved on by one token
+            conv = read_channel(model, cache, layer, "conv")
+            before = dataclasses.replace(one, tensor=one.tensor[..., 1:])
+            before.check(layer, None if conv is None else conv[..., :-1])
 
 
 def _add(edit: MixerEdit, one: RuleRows, layer: int, acts: PositionMask, positions: Positions) -> None:

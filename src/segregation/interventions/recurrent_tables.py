@@ -99,7 +99,8 @@ def entry_of(positions: Positions, seed: int, entries: int) -> Int[Tensor, "batc
     True
     """
     golden, first, second = _MIX
-    mixed = (positions.long() + 1) * golden + seed * first  # wraps around at 64 bits
+    start = (seed * first + 2**63) % 2**64 - 2**63
+    mixed = (positions.long() + 1) * golden + start  # wraps around at 64 bits, as all of this does
     mixed = (mixed ^ _shifted(mixed, 30)) * first
     mixed = (mixed ^ _shifted(mixed, 27)) * second
     return (mixed ^ _shifted(mixed, 31)) % entries

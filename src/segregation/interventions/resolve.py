@@ -5,7 +5,8 @@ from itertools import combinations, permutations
 
 from segregation.errors import PlanError, SampleError
 from segregation.interventions.contradictions import differ, same_place
-from segregation.interventions.recurrent_rules import AblateRecurrent
+from segregation.interventions.patch_source import check_patch
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import (
     EVERYWHERE,
@@ -80,6 +81,9 @@ def check_resolved(plan: Plan, spans: TokenSpans | None, prompt_length: int) -> 
         PlanError: a rule hides every token that another one keeps, or names none of this row.
     """
     _check_recurrent(plan, spans, prompt_length)
+    for rule in plan.rules:
+        if isinstance(rule, PatchState):
+            check_patch(rule, spans, prompt_length)
     named = {rule: members(rule, spans, prompt_length) for rule in plan.rules if isinstance(rule, TokenRule)}
     for rule, (tokens, new) in named.items():
         if not tokens and not new and not isinstance(rule, HideAll):

@@ -7,6 +7,7 @@ plan with another file is another plan, by its hash too.
 import functools
 import hashlib
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from segregation.errors import PlanError
+
+SETTLED = 2 * 10**9
+"""Nanoseconds after which a file's time of change tells its next change; clocks of file systems are coarse."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +55,8 @@ def sha256_of(path: str, what: str) -> str:
     """
     try:
         found = os.stat(path)
+        if time.time_ns() - found.st_mtime_ns < SETTLED:
+            return _sha256.__wrapped__(path, found.st_mtime_ns, found.st_size)
         return _sha256(path, found.st_mtime_ns, found.st_size)
     except OSError as error:
         raise PlanError(f"{what}: the source {path!r} cannot be read ({error.strerror}); name a file") from error

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from segregation.errors import ModelError
 from segregation.models.hybrid import HybridModel
-from segregation.models.memory import held_states, hold_states
+from segregation.models.memory import Held, held_states, hold_states
 
 Channel = Literal["keys", "values", "recurrent", "conv"]
 ATTENTION_CHANNELS: tuple[Channel, ...] = ("keys", "values")
@@ -18,14 +18,17 @@ def layers_with(model: HybridModel, channel: Channel) -> tuple[int, ...]:
     return model.attention_layers if channel in ATTENTION_CHANNELS else model.recurrent_layers
 
 
-def read_channel(model: HybridModel, cache: Any, layer: int, channel: Channel) -> Tensor | None:
-    """What a layer remembers now, itself and not a copy: in this cache, or on the layer's modules.
+def read_channel(
+    model: HybridModel, cache: Any, layer: int, channel: Channel, held: Held | None = None
+) -> Tensor | None:
+    """What a layer remembers, itself and not a copy: in this cache, or in ``held``, which is what modules hold now.
 
     ``None`` where nothing has been remembered yet. Keys and values are ``batch kv_head pos d_head``, aligned at the
     right; states have the batch first.
     """
     if channel in RECURRENT_CHANNELS and model.family.held_states:
-        conv, recurrent = held_states([_mixer(model, layer)], model.family.held_states)[0]
+        now = held_states([_mixer(model, layer)], model.family.held_states)[0]
+        conv, recurrent = now if held is None else held[model.recurrent_layers.index(layer)]
         return recurrent if channel == "recurrent" else conv
     if cache is None or layer >= len(cache.layers):
         return None

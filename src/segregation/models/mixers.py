@@ -22,6 +22,9 @@ from segregation.models.positions import forward_arguments
 from segregation.models.scans import mamba2_scan_from, selective_scan
 from segregation.shapes import PositionMask
 
+Watch = Callable[[Tensor | None], None]
+"""What is shown a state, or ``None`` where there is none yet."""
+
 _SCANS = {"mamba": "mamba_selective_scan_0", "mamba2": "mamba2_chunk_scan_0"}
 _STEPS = {"mamba": "mamba_selective_state_update_0", "mamba2": "mamba2_selective_state_update_0"}
 
@@ -69,14 +72,17 @@ class MixerCall:
             projected[..., inner + module.conv_dim :].masked_fill_(at, -torch.inf)  # softplus(-inf) = 0
         projection.output = projected
 
-    def edit_scan(self, skip: PositionMask | None, reset: PositionMask | None) -> None:
-        """Let the state pass unchanged at the tokens of ``skip``, and start from zero before those of ``reset``."""
+    def edit_scan(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
+        """Let the state pass unchanged at the tokens of ``skip``, and start from zero before those of ``reset``.
+
+        ``watch`` is called with the state that the scan goes on from, before that.
+        """
         if self.family.scan == "rg_lru":
-            self._edit_rg_lru(skip, reset)
+            self._edit_rg_lru(skip, reset, watch)
         elif self.stepwise:
-            self._edit_step(skip, reset)
+            self._edit_step(skip, reset, watch)
         else:
-            self._edit_scan(skip, reset)
+            self._edit_scan(skip, reset, watch)
 
     def edit_output(self, edit: Callable[[Tensor], Tensor]) -> None:
         """Change what the mixer adds to the residual."""
@@ -87,21 +93,13 @@ class MixerCall:
         else:
             self.mixer.output = edit(output)
 
-    def state_in(self) -> Tensor | None:
-        """The recurrent state that the scan is about to go on from; a copy."""
-        if self.family.scan == "rg_lru":
-            state = self.mixer.rg_lru.source.self__rnn_scan_0.inputs[1]["recurrent_states"]
-        else:
-            args, kwargs = self._op().inputs
-            state = args[0] if self.stepwise else kwargs.get("initial_states")
-        return None if state is None else state.clone()
-
     def _op(self) -> Any:
         return getattr(self.mixer.source, (_STEPS if self.stepwise else _SCANS)[self.family.scan])
 
-    def _edit_rg_lru(self, skip: PositionMask | None, reset: PositionMask | None) -> None:
+    def _edit_rg_lru(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
         op = self.mixer.rg_lru.source.self__rnn_scan_0
         args, kwargs = op.inputs
+        watch(kwargs["recurrent_states"])
         kwargs = dict(kwargs)
         device = kwargs["hidden_states"].device
         if skip is not None:
@@ -112,18 +110,20 @@ class MixerCall:
             kwargs["reset"] = kwargs["reset"] | reset.to(device)[..., None]
         op.inputs = args, kwargs
 
-    def _edit_step(self, skip: PositionMask | None, reset: PositionMask | None) -> None:
+    def _edit_step(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
         op = self._op()
         (state, hidden_states, dt, *rest), kwargs = op.inputs
+        watch(state)
         if reset is not None:
             state[reset[:, 0].to(state.device)] = 0  # in place: the update writes into this very tensor
         if skip is not None and self.family.scan == "mamba":
             dt = dt.masked_fill(skip.to(dt.device), -torch.inf)
             op.inputs = (state, hidden_states, dt, *rest), kwargs
 
-    def _edit_scan(self, skip: PositionMask | None, reset: PositionMask | None) -> None:
+    def _edit_scan(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
         op = self._op()
         (hidden_states, dt, *rest), kwargs = op.inputs
+        watch(kwargs.get("initial_states"))
         if skip is not None and self.family.scan == "mamba":
             dt = dt.masked_fill(skip.to(dt.device)[:, None, :], -torch.inf)
             op.inputs = (hidden_states, dt, *rest), kwargs

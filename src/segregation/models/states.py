@@ -25,6 +25,33 @@ class RecurrentState:
     conv: Float[Tensor, "batch width taps"] | None
 
 
+def state_change(before: RecurrentState, after: RecurrentState) -> float:
+    """The largest difference of a number of the two states, that of the convolution's buffer included; 0 is no change.
+
+    >>> import torch
+    >>> one = RecurrentState(torch.zeros(1, 2), torch.zeros(1, 2, 3))
+    >>> state_change(one, RecurrentState(torch.tensor([[0.0, 0.5]]), one.conv))
+    0.5
+    """
+    pairs = [(before.recurrent, after.recurrent)]
+    if before.conv is not None and after.conv is not None:
+        pairs.append((before.conv, after.conv))
+    return max(float((new.float() - old.float()).abs().max()) for old, new in pairs)
+
+
+def check_taken(what: str, written: Float[Tensor, "..."], read: Float[Tensor, "..."] | None) -> None:
+    """Refuse to go on where what was written into a memory is not what its layer then read, number by number.
+
+    Raises:
+        ModelError: the two differ; ``what`` says whose they are.
+    """
+    if read is None or written.shape != read.shape or not bool((written == read.to(written.device)).all()):
+        raise ModelError(
+            f"{what}: what was written is not what the layer read, so the patch did not happen; the run has another "
+            "memory than the one that was patched (one run at a time per model, and no copy of its cache)"
+        )
+
+
 def recurrent_state(mixer: Any, family: Family, layer: int) -> RecurrentState:
     """The state of a mixer (seen through NNsight) after this forward's tokens.
 

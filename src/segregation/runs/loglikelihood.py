@@ -10,10 +10,11 @@ from torch import Tensor
 from segregation.errors import SampleError
 from segregation.interventions.apply import enter
 from segregation.interventions.binding import check_decode_positions
+from segregation.interventions.recurrent_rules import PatchState
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.interventions.windows import beyond_window
-from segregation.models.hybrid import HybridModel
+from segregation.models.hybrid import HybridModel, Intervention
 from segregation.prompts.sample import Sample
 from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
@@ -145,8 +146,10 @@ def score_rows(
     """
     sharing = Counter(row.prompt for row in rows if row.shares and len(row.prompt) >= SHARE_FROM)
     forks = model.can_batch and model.can_fork
-    shared = [row for row in rows if row.shares and sharing[row.prompt] > 1 and forks]
-    alone = [row for row in rows if not (row.shares and sharing[row.prompt] > 1 and forks)]
+    carried = any(map(_patches, model.carried))
+    stepwise = [carried or _patches(row.plan) or (row.shares and sharing[row.prompt] > 1 and forks) for row in rows]
+    shared = [row for row, apart in zip(rows, stepwise, strict=True) if apart]
+    alone = [row for row, apart in zip(rows, stepwise, strict=True) if not apart]
     prefills = Prefills(model)
     for batch in batches(model, shared, batch_size):
         with torch.no_grad():
@@ -156,6 +159,11 @@ def score_rows(
         with torch.no_grad():
             scored = _one_forward(model, batch, continuations)
         yield from scored
+
+
+def _patches(plan: Intervention) -> bool:
+    """Whether a plan replaces a memory, which it can only do between two forwards."""
+    return isinstance(plan, Plan) and any(isinstance(rule, PatchState) for rule in plan.rules)
 
 
 def _one_forward(model: HybridModel, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]) -> list[Scored]:
