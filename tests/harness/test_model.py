@@ -7,6 +7,7 @@ from tokenizers import processors
 from segregation.errors import ModelError, PlanError, SampleError, SegregationError
 from segregation.harness import SegregationLM
 from segregation.interventions.phase import Phase
+from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState
 from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.interventions.token_rules import HideAll, HideTokens
 from segregation.prompts.sample import Sample
@@ -254,6 +255,8 @@ def test_a_prefill_plan_acts_on_generation(lm):
     [
         (Plan(HideTokens("needle")), r"names the span 'needle' of a sample, .*\"prompt\""),
         (Plan(HideTokens("prompt", but="question")), "names the span 'question'"),
+        (Plan(AblateRecurrent("skip", span="needle")), "names the span 'needle' of a sample"),
+        (Plan(PatchState("memory.safetensors", sha256="0")), "goes by sample ids"),
         (Plan(KeepTopHeads(32)), r"k must be in 0\.\.4"),
         (Plan(AblateHeads(((0, 0),))), "layer must be an attention layer"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.head_rules import AblateHeads
 from segregation.interventions.phase import Phase
-from segregation.interventions.recurrent_rules import PatchState
+from segregation.interventions.recurrent_rules import PatchState, ResetState
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.models.states import RecurrentState, check_taken, state_change
@@ -165,6 +165,17 @@ def test_patches_stack_with_rules_about_heads_and_leave_nothing(any_scan: Hybrid
     assert torch.equal(both, first_logits(any_scan.intervene(Plan(heads)), CLEAN[0], Plan(patch)))
     assert not torch.equal(both, first_logits(any_scan, CLEAN[0], Plan(heads)))
     assert torch.equal(first_logits(any_scan, CLEAN[0], Plan()), base)
+
+
+def test_a_patch_that_is_forgotten_at_once(any_scan: HybridModel, tmp_path: Path):
+    """A state that is patched before a position and reset there is zero there, whichever plan comes first."""
+    path = stored(any_scan, CORRUPT, tmp_path / "corrupt.safetensors")
+    patch, reset = Plan(PatchState(path)), Plan(ResetState(every=5, during=Phase.LAST))
+    assert (len(any_scan.encode(CLEAN[0])) - 1) % 5 == 0
+    alone = first_logits(any_scan, CLEAN[0], reset)
+    assert torch.equal(first_logits(any_scan.intervene(patch), CLEAN[0], reset), alone)
+    assert torch.equal(first_logits(any_scan.intervene(reset), CLEAN[0], patch), alone)
+    assert not torch.equal(first_logits(any_scan, CLEAN[0], patch), alone)
 
 
 def test_a_patch_that_did_not_happen_is_refused(any_scan: HybridModel, tmp_path: Path, monkeypatch):

@@ -205,6 +205,24 @@ def test_rows_of_a_batch_have_their_own_plans(any_scan: HybridModel, rule):
         torch.testing.assert_close(got[row : row + 1, -len(own) :], alone, atol=2e-5, rtol=1e-4)
 
 
+def test_plans_stack_in_any_order(any_scan: HybridModel):
+    """Rules in one plan, and in plans one upon the other, act the same; the loop over tokens has both."""
+    skip, reset = AblateRecurrent("skip", span="context", but="needle"), ResetState(every=4)
+    heads = AblateHeads(((any_scan.attention_layers[0], 1),), during=Phase.GENERATION)
+    kwargs = {"prompt_lengths": [CUT], "spans": [SPANS]}
+    together = logits(any_scan.intervene(Plan(skip, heads, reset)), **kwargs)
+    for one, other in ((skip, reset), (reset, skip)):
+        stacked = any_scan.intervene(Plan(one)).intervene(Plan(other)).intervene(Plan(heads))
+        assert torch.equal(logits(stacked, **kwargs), together)
+    positions = torch.arange(ids_of(any_scan).shape[1])[None]
+    loop = plain_mixer(
+        any_scan, skip=skip_mask(any_scan, Phase.ALL, but=True), reset=(positions % 4 == 0) & (positions > 0)
+    )
+    with torch.no_grad(), hooked(any_scan, lambda _: loop):
+        expected = any_scan.intervene(Plan(heads)).trace(TEXT, prompt_lengths=[CUT], trace=False).logits
+    torch.testing.assert_close(together, expected, atol=2e-5, rtol=1e-4)
+
+
 def test_nothing_leaks_into_the_next_run(any_scan: HybridModel):
     base = logits(any_scan)
     for rule in (AblateRecurrent("skip"), ResetState(every=2)):

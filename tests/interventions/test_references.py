@@ -13,9 +13,12 @@ from segregation.interventions.recurrent_rules import AblateRecurrent, PatchStat
 from segregation.interventions.recurrent_tables import entry_of
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
+from segregation.models.load import load_model
+from segregation.prompts.needle import needle_grid
 from segregation.prompts.sample import Sample
 from segregation.runs.generate import generate
 from segregation.runs.references import mixer_outputs
+from segregation.scores.retrieval import retrieval_score
 
 SAMPLES = [Sample("a", "abc defgh ij kl", "x"), Sample("b", "hgf edc ba", "x")]
 TEXT = "lk jih gfed cba"
@@ -194,6 +197,18 @@ def test_layers_of_the_other_kind_are_refused(any_scan: HybridModel):
             any_scan.intervene(Plan(rule))
 
 
+def test_controls_of_one_kind_of_layer(build):
+    """A model without recurrent layers has nothing to ablate; one without attention has no keys."""
+    attention = build("recurrentgemma", block_types=("attention",))
+    recurrent = build("recurrentgemma", block_types=("recurrent",))
+    with pytest.raises(PlanError, match="does not have: all of its layers are attention"):
+        attention.intervene(Plan(AblateRecurrent()))
+    with pytest.raises(PlanError, match="does not have: all of its layers are recurrent"):
+        recurrent.intervene(Plan(PatchState(__file__, "keys")))
+    plain = list(generate(recurrent, SAMPLES, [Plan(), Plan(AblateRecurrent())], max_new_tokens=3))
+    assert plain[0].tokens != plain[1].tokens
+
+
 def test_spans_that_meet_are_refused(any_scan: HybridModel):
     sample = Sample("a", "abc defgh", "x", spans={"needle": ((1, 4),), "word": ((3, 6),), "end": ((6, 8),)})
     zero, skip = (AblateRecurrent(value, span=span) for value, span in (("zero", "needle"), ("skip", "word")))
@@ -202,3 +217,12 @@ def test_spans_that_meet_are_refused(any_scan: HybridModel):
     list(generate(any_scan, [sample], Plan(zero, AblateRecurrent("skip", span="end")), max_new_tokens=1))
     with pytest.raises(SampleError, match="not 'question'"):
         generate(any_scan, [sample], Plan(AblateRecurrent(span="question")), max_new_tokens=1)
+
+
+def test_a_bundled_model_needs_the_needle_in_its_state_and_no_distractor():
+    """Skipped by the recurrence, the context is not missed; the needle is: it does not come out any more."""
+    model = load_model("tiny-recurrentgemma")
+    samples = needle_grid(model.tokenizer, context_lengths=(128,), depth_percents=(0, 50, 100), seed=0)
+    distractors, needle = AblateRecurrent("skip", span="context", but="needle"), AblateRecurrent("skip", span="needle")
+    records = generate(model, samples, [Plan(), Plan(distractors), Plan(needle)], max_new_tokens=40)
+    assert [retrieval_score(record).exact for record in records] == [True, True, False] * 3

@@ -5,7 +5,7 @@ import torch
 from transformers.models.jamba import modeling_jamba
 
 from segregation.models import scans
-from segregation.models.scans import mamba_scan, reference_on_cpu, rg_lru_scan
+from segregation.models.scans import mamba2_scan, mamba2_scan_from, mamba_scan, reference_on_cpu, rg_lru_scan
 from tests.conftest import random_module
 
 SHAPES = [(1, 64, 70), (2, 32, 33), (3, 48, 2), (1, 512, 100)]
@@ -73,3 +73,34 @@ def test_compiled_kernels_are_not_given_tensors_of_a_cpu():
     assert run(torch.ones(2), scale=3, unknown=None).tolist() == [3, 3]
     with pytest.raises(ValueError, match="Pointer"):
         run(torch.ones(2, device="meta"), scale=3)
+
+
+def test_mamba2_token_by_token_equals_the_scan_in_chunks():
+    """transformers' own scan in chunks of 8, over 21 tokens, from a state that is not zero, with a limited step."""
+    from transformers.models.bamba.modeling_bamba import mamba2_chunk_scan
+
+    generator = torch.Generator().manual_seed(0)
+    x, b, c = (torch.randn(2, 21, *shape, generator=generator) for shape in ((4, 3), (2, 5), (2, 5)))
+    dt, bias, d, start = (torch.randn(*shape, generator=generator) for shape in ((2, 21, 4), (4,), (4,), (2, 4, 3, 5)))
+    options = {"D": d, "dt_bias": bias, "dt_softplus": True, "initial_states": start, "return_final_states": True}
+    a = -torch.rand(4, generator=generator)
+    expected = mamba2_chunk_scan(x, dt, a, b, c, chunk_size=8, dt_limit=(0.1, 2.0), **options)
+    for got, chunked in zip(mamba2_scan_from(x, dt, a, b, c, dt_limit=(0.1, 2.0), **options), expected, strict=True):
+        torch.testing.assert_close(got, chunked, atol=1e-5, rtol=1e-5)
+
+
+def test_a_reset_begins_a_new_sequence():
+    """After a reset at 8 every scan gives what it gives for the tokens from 8 on alone."""
+    generator = torch.Generator().manual_seed(0)
+    resets = torch.zeros(2, 21, dtype=torch.bool)
+    resets[:, 8] = True
+    x, b, c = (torch.randn(2, 21, *shape, generator=generator) for shape in ((4, 3), (2, 5), (2, 5)))
+    dt = torch.rand(2, 21, 4, generator=generator)
+    whole = mamba2_scan(x, dt, -torch.ones(4), b, c, resets=resets)
+    alone = mamba2_scan(x[:, 8:], dt[:, 8:], -torch.ones(4), b[:, 8:], c[:, 8:])
+    assert torch.equal(whole[0][:, 8:], alone[0]) and torch.equal(whole[1], alone[1])
+    u, step, a = x.flatten(2).mT, torch.rand(2, 12, 21, generator=generator), -torch.rand(12, 5, generator=generator)
+    keys, reads = b[:, :, 0].mT, c[:, :, 0].mT
+    whole = mamba_scan(u, step, a, keys, reads, resets)
+    alone = mamba_scan(u[..., 8:], step[..., 8:], a, keys[..., 8:], reads[..., 8:])
+    assert torch.equal(whole[0][..., 8:], alone[0]) and torch.equal(whole[1], alone[1])

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.harness.arguments import Arguments
 from segregation.interventions.phase import Phase
+from segregation.interventions.recurrent_rules import PatchState
 from segregation.interventions.resolve import spans_of_rule
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
@@ -76,6 +77,10 @@ class SegregationLM(TemplateLM):
         super().__init__()
         self.acted = whole_plan(model, plan)
         for rule in self.acted.rules:
+            if isinstance(rule, PatchState):
+                raise PlanError(
+                    f"{rule} goes by sample ids, which requests of lm-eval do not have; use sg.loglikelihood"
+                )
             if named := spans_of_rule(rule):
                 raise PlanError(
                     f"{rule} names the span {named[0]!r} of a sample, and requests of lm-eval have no such spans; "

@@ -19,14 +19,14 @@ from segregation.errors import PlanError
 from segregation.interventions.heads import SCORES, ablate, keep_top
 from segregation.interventions.patching import Patched, patch_memory
 from segregation.interventions.phase import PHASES, acting, phase_numbers
-from segregation.interventions.recurrent_apply import MixerEdit, edit_mixer, mixer_edits
+from segregation.interventions.recurrent_apply import edit_mixer, mixer_edits
 from segregation.interventions.recurrent_tables import named_tokens
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import Compiled, LayerTable, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.hybrid import HybridModel
-from segregation.models.positions import PatternEdit, Run, forward_arguments, token_positions
+from segregation.models.positions import MixerEdit, PatternEdit, Run, forward_arguments, token_positions
 from segregation.prompts.spans import TokenSpans
 from segregation.shapes import HeadScores, Positions, PromptLengths
 
@@ -75,15 +75,16 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
             named = named_tokens(compiled.recurrent, plan_of, own, lengths)
         if compiled.recurrent:
             patched = patch_memory(model, compiled.recurrent, own, plan_of, first, positions, lengths, cache)
-            mixers = mixer_edits(
-                compiled.recurrent, named, plan_of, first, positions, phases, lengths, present, patched
-            )
+            mixers = mixer_edits(compiled.recurrent, named, plan_of, first, positions, phases, lengths, present)
+            model.run.mixers[block] = mixers
         if compiled.tokens:
             edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             model.run.edits[block] = edits
         for layer in compiled.layers:
-            if layer in mixers:
-                edit_mixer(model, layer, mixers[layer], cache, positions.shape[1])
+            if layer in model.recurrent_layers:
+                if layer in mixers or layer in patched:
+                    mixer = mixers.get(layer, MixerEdit())
+                    edit_mixer(model, layer, mixer, patched.get(layer, ()), cache, positions.shape[1])
                 continue
             edit, table = edits.get(layer), compiled.heads.get(layer)
             scores = table.scores_at(present) if table else ()

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from segregation.errors import PlanError
@@ -34,13 +34,14 @@ class Patched:
     rows: Int[Tensor, " row"]
     tensor: Tensor
 
-    def check(self, layer: int, read: Tensor | None) -> None:
-        """See that the layer reads what was written in the rows that were patched.
+    def check(self, layer: int, read: Tensor | None, forgotten: Bool[Tensor, " batch"] | None = None) -> None:
+        """See that the layer reads what was written in the rows that were patched, but those that forget it at once.
 
         Raises:
             ModelError: it reads something else.
         """
-        rows = self.rows.to(self.tensor.device)
+        rows = self.rows if forgotten is None else self.rows[~forgotten[self.rows]]
+        rows = rows.to(self.tensor.device)
         what = f"the patch of {self.channel} of layer {layer}"
         check_taken(what, self.tensor[rows], None if read is None else read[rows.to(read.device)])
 

@@ -1,8 +1,8 @@
 """Rules about recurrent layers written into a trace: beside ``apply``, which calls it, the only writer."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Int
@@ -12,29 +12,11 @@ from segregation.interventions.patching import Patched
 from segregation.interventions.phase import acting
 from segregation.interventions.recurrent_rules import AblateRecurrent, ResetState
 from segregation.interventions.recurrent_tables import RuleRows, at_positions, entry_of
-from segregation.models.channels import RECURRENT_CHANNELS, read_channel
+from segregation.models.channels import read_channel
 from segregation.models.hybrid import HybridModel
 from segregation.models.mixers import MixerCall
+from segregation.models.positions import MixerEdit, OutputEdit
 from segregation.shapes import PositionMask, Positions, PromptLengths
-
-OutputEdit = Callable[[Tensor], Tensor]
-
-
-@dataclass
-class MixerEdit:
-    """What rules do to one mixer in one forward pass.
-
-    Attributes:
-        patched: what was written into its memory before.
-        skip: where it neither writes nor emits.
-        reset: before which tokens its state is set to zero.
-        outputs: what is done to its output, in order.
-    """
-
-    patched: Sequence[Patched] = ()
-    skip: PositionMask | None = None
-    reset: PositionMask | None = None
-    outputs: list[OutputEdit] = field(default_factory=list)
 
 
 def mixer_edits(
@@ -46,7 +28,6 @@ def mixer_edits(
     phases: Int[Tensor, "batch pos"],
     lengths: PromptLengths,
     present: Sequence[int],
-    patched: Mapping[int, Sequence[Patched]],
 ) -> Mapping[int, MixerEdit]:
     """The edit of every mixer that some rule acts on in this forward.
 
@@ -59,12 +40,11 @@ def mixer_edits(
         phases: the number of the phase of each.
         lengths: prompt tokens of each row.
         present: how many positions there are of each phase.
-        patched: per layer, what was written into its memory before.
     """
-    edits = {layer: MixerEdit(patched=own) for layer, own in patched.items() if own[0].channel in RECURRENT_CHANNELS}
+    edits: dict[int, MixerEdit] = {}
     for one, table in zip(rules, named, strict=True):
         rule = one.rule
-        if not isinstance(rule, AblateRecurrent | ResetState) or not acting(present, one.phases.tolist()):
+        if not isinstance(rule, AblateRecurrent | ResetState) or not acting(present, one.acting):
             continue
         acts = one.acts(plan_of, phases)
         if isinstance(rule, ResetState):
@@ -78,8 +58,12 @@ def mixer_edits(
     return edits
 
 
-def edit_mixer(model: HybridModel, layer: int, edit: MixerEdit, cache: object, tokens: int) -> None:
+def edit_mixer(
+    model: HybridModel, layer: int, edit: MixerEdit, patched: Sequence[Patched], cache: object, tokens: int
+) -> None:
     """Carry an edit out on the call of a mixer that is under way, which reads so many tokens with this cache.
+
+    The scan is edited by what all plans that act on it say together, so that it does not matter which comes first.
 
     Raises:
         ModelError: the mixer does not read the memory that was patched.
@@ -87,21 +71,28 @@ def edit_mixer(model: HybridModel, layer: int, edit: MixerEdit, cache: object, t
     call = MixerCall.of(model.mixer(layer), model.family, layer)
     if edit.skip is not None:
         call.close_input(edit.skip)
+    together = model.run.mixer_edits_of(layer)
+    skip, reset = _either([one.skip for one in together]), _either([one.reset for one in together])
 
     def watch(state: Tensor | None) -> None:
-        for one in edit.patched:
+        for one in patched:
             if one.channel == "recurrent":
-                one.check(layer, state)
+                one.check(layer, state, None if reset is None else reset[:, 0])
 
-    if edit.skip is not None or edit.reset is not None or edit.patched:
-        call.edit_scan(edit.skip, edit.reset, watch)
-    if edit.outputs or edit.patched:
+    if edit.skip is not None or edit.reset is not None or patched:
+        call.edit_scan(skip, reset, watch)
+    if edit.outputs or patched:
         call.edit_output(lambda output: _all(edit.outputs, output))
-    for one in edit.patched:
+    for one in patched:
         if one.channel == "conv" and tokens == 1:  # the buffer has moved on by one token
             conv = read_channel(model, cache, layer, "conv")
             before = dataclasses.replace(one, tensor=one.tensor[..., 1:])
             before.check(layer, None if conv is None else conv[..., :-1])
+
+
+def _either(masks: Sequence[PositionMask | None]) -> PositionMask | None:
+    there = [mask for mask in masks if mask is not None]
+    return functools.reduce(torch.logical_or, there) if there else None
 
 
 def _add(edit: MixerEdit, one: RuleRows, layer: int, acts: PositionMask, positions: Positions) -> None:

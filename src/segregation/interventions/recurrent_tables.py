@@ -46,6 +46,11 @@ class RuleRows:
         acts[list(self.rule.during.numbers)] = True
         return acts
 
+    @cached_property
+    def acting(self) -> tuple[bool, ...]:
+        """``phases``, as plain values."""
+        return tuple(self.phases.tolist())
+
     def acts(self, plan_of: Int[Tensor, " batch"], phases: Int[Tensor, "batch pos"]) -> PositionMask:
         """The tokens of this forward that it may act on, whatever spans it names."""
         return self.plans[plan_of][:, None] & self.phases[phases]

@@ -1,25 +1,27 @@
 """The channels through which a hybrid remembers: keys and values, recurrent and convolution states."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 
 from segregation.errors import ModelError
-from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Held, held_states, hold_states
+
+if TYPE_CHECKING:
+    from segregation.models.hybrid import HybridModel
 
 Channel = Literal["keys", "values", "recurrent", "conv"]
 ATTENTION_CHANNELS: tuple[Channel, ...] = ("keys", "values")
 RECURRENT_CHANNELS: tuple[Channel, ...] = ("recurrent", "conv")
 
 
-def layers_with(model: HybridModel, channel: Channel) -> tuple[int, ...]:
+def layers_with(model: "HybridModel", channel: Channel) -> tuple[int, ...]:
     """The layers that remember through a channel."""
     return model.attention_layers if channel in ATTENTION_CHANNELS else model.recurrent_layers
 
 
 def read_channel(
-    model: HybridModel, cache: Any, layer: int, channel: Channel, held: Held | None = None
+    model: "HybridModel", cache: Any, layer: int, channel: Channel, held: Held | None = None
 ) -> Tensor | None:
     """What a layer remembers, itself and not a copy: in this cache, or in ``held``, which is what modules hold now.
 
@@ -39,7 +41,7 @@ def read_channel(
     return (kept.recurrent_states if channel == "recurrent" else kept.conv_states)[0]
 
 
-def write_channel(model: HybridModel, cache: Any, layer: int, channel: Channel, tensor: Tensor) -> None:
+def write_channel(model: "HybridModel", cache: Any, layer: int, channel: Channel, tensor: Tensor) -> None:
     """Let a layer remember this instead, in this cache or on the layer's modules.
 
     Raises:
@@ -65,5 +67,5 @@ def write_channel(model: HybridModel, cache: Any, layer: int, channel: Channel, 
         (kept.recurrent_states if channel == "recurrent" else kept.conv_states)[0] = tensor
 
 
-def _mixer(model: HybridModel, layer: int) -> nn.Module:
+def _mixer(model: "HybridModel", layer: int) -> nn.Module:
     return model.mixer(layer)._module

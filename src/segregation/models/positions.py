@@ -20,6 +20,25 @@ of the edited pattern.
 """
 
 
+OutputEdit = Callable[[Tensor], Tensor]
+"""What an intervention does to what a mixer adds to the residual."""
+
+
+@dataclass
+class MixerEdit:
+    """What an intervention does to one recurrent mixer in one forward pass.
+
+    Attributes:
+        skip: where it neither writes nor emits.
+        reset: before which tokens its state is set to zero.
+        outputs: what is done to its output, in order.
+    """
+
+    skip: PositionMask | None = None
+    reset: PositionMask | None = None
+    outputs: list[OutputEdit] = field(default_factory=list)
+
+
 @dataclass
 class Run:
     """Bookkeeping of the run in progress; one object is shared by a model and everything intervened from it.
@@ -30,6 +49,7 @@ class Run:
         spans: the named spans of each row that the run began with; ``None`` for a row that is no sample.
         coming: the spans of the rows that the next run begins with.
         edits: by whoever made them, the edits of attention patterns per layer in the forward pass under way.
+        mixers: by whoever made them, what is done to recurrent mixers per layer in the forward pass under way.
     """
 
     prompt_lengths: PromptLengths | None = None
@@ -37,11 +57,13 @@ class Run:
     spans: Sequence[TokenSpans | None] = ()
     coming: Sequence[TokenSpans | None] = ()
     edits: dict[object, Mapping[int, PatternEdit]] = field(default_factory=dict)
+    mixers: dict[object, Mapping[int, "MixerEdit"]] = field(default_factory=dict)
 
     def start(self, prompt_lengths: PromptLengths, spans: Sequence[TokenSpans | None] = ()) -> None:
         """Forget the run before: new prompts, all of their rows, no edit in force."""
         self.prompt_lengths, self.rows, self.spans, self.coming = prompt_lengths, None, spans, ()
         self.edits.clear()
+        self.mixers.clear()
 
     def keep(self, rows: Tensor, running: Tensor) -> None:
         """Go on with some ``rows`` of the batch, which are the ``running`` ones of those that the run began with."""
@@ -51,6 +73,10 @@ class Run:
     def edits_of(self, layer: int) -> list[PatternEdit]:
         """The edits of a layer's pattern that are in force in this forward pass, in order."""
         return [edits[layer] for edits in self.edits.values() if layer in edits]
+
+    def mixer_edits_of(self, layer: int) -> list[MixerEdit]:
+        """What is done to a layer's mixer in this forward pass, in order."""
+        return [edits[layer] for edits in self.mixers.values() if layer in edits]
 
 
 def forward_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

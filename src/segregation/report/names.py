@@ -36,6 +36,8 @@ def plan_name(plan: Plan) -> str:
     'context hidden, needle kept, in prefill'
     >>> plan_name(Plan(paper(OnlyTokens("needle", during=Phase.GENERATION))))
     "only the needle in generation, the paper's way"
+    >>> plan_name(Plan(AblateRecurrent("skip", span="context", but="needle", during=Phase.PREFILL)))
+    'recurrence skips the context but the needle in prefill'
     """
     return " and ".join(map(_rule_name, plan.rules)) or "base"
 
@@ -53,11 +55,12 @@ def _rule_name(rule: Rule) -> str:
             return f"{len(heads)} named heads kept {during}"
         case AblateMixer(layers=layers):
             return f"attention of {'all' if layers == 'all' else len(layers)} layers removed {during}"
-        case AblateRecurrent(value=value, span=span, but=but):
-            what = "skipped" if value == "skip" else f"set to {value}" if value == "zero" else f"{value}d"
-            where = "" if span == "everything" else f" at the {span.replace('+', ' and ')}"
-            kept = f" but the {but.replace('+', ' and ')}" if but else ""
-            return f"recurrence{_of_layers(rule)} {what}{where}{kept} {during}"
+        case AblateRecurrent(value="skip"):
+            return f"recurrence{_of_layers(rule)} skips {_tokens_of(rule) or 'every token'} {during}"
+        case AblateRecurrent(value=value):
+            what = {"zero": "ablated", "mean": "at its mean", "resample": "resampled"}[value]
+            tokens = _tokens_of(rule)
+            return f"recurrence{_of_layers(rule)} {what}{' at ' if tokens else ''}{tokens} {during}"
         case ResetState(every=every):
             return f"state{_of_layers(rule)} reset every {every} tokens {during}"
         case PatchState(channel=channel, sha256=sha256):
@@ -65,6 +68,14 @@ def _rule_name(rule: Rule) -> str:
         case HideTokens() | OnlyTokens() | BalanceTokens() | HideAll():
             what = f"{seen_name(rule)}{_copy(rule)}{_where(rule)}"
             return f"{what}{',' if ',' in what else ''} {during}{_how(rule)}"
+
+
+def _tokens_of(rule: AblateRecurrent) -> str:
+    span, but = rule.span.replace("+", " and "), (rule.but or "").replace("+", " and ")
+    if span == "everything" and not but:
+        return ""
+    copy = "" if rule.occurrence == "all" else f" ({copy_name(rule.occurrence)})"
+    return f"the {span}{copy}" + (f" but the {but}" if but else "")
 
 
 def _of_layers(rule: AblateRecurrent | ResetState | PatchState) -> str:
