@@ -18,7 +18,9 @@ from torch import Tensor
 from segregation.errors import PlanError
 from segregation.interventions.apply import enter
 from segregation.interventions.phase import Phase
-from segregation.interventions.rules import Plan
+from segregation.interventions.recurrent_rules import AblateRecurrent
+from segregation.interventions.rules import Plan, Rule
+from segregation.interventions.token_rules import HideTokens
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
@@ -61,12 +63,13 @@ class Row:
     @property
     def prefill_plan(self) -> Plan:
         """What its plan does in the prefill; plans that agree there share one too."""
-        acting = [
-            rule
-            for rule in self.plan.rules
-            if Phase.PREFILL in rule.during and getattr(rule, "span", "") != "new"  # none of which is there yet
-        ]
+        acting = [rule for rule in self.plan.rules if Phase.PREFILL in rule.during and not _about_new(rule)]
         return Plan(*[dataclasses.replace(rule, during=Phase.PREFILL) for rule in acting])
+
+
+def _about_new(rule: Rule) -> bool:
+    """Whether a rule hides or ablates nothing but new tokens, of which the prefill has none."""
+    return isinstance(rule, HideTokens | AblateRecurrent) and rule.span == "new"
 
 
 def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> Iterator[list[Row]]:
