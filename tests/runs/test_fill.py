@@ -9,7 +9,8 @@ from segregation.interventions.rules import AblateHeads, Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import fill
-from segregation.runs.fill import fill_generate, fill_loglikelihood, missing, open_run
+from segregation.runs.fill import fill_generate, fill_loglikelihood, fill_measurements, missing, open_run
+from segregation.runs.record import Record
 from segregation.runs.store import read_manifest
 
 PLANS = [Plan(), Plan(AblateHeads("all", during=Phase.DECODE))]
@@ -74,6 +75,30 @@ def test_plans_that_lack_the_same_samples_go_together(
         ([samples[1].id], PLANS[:1]),
         ([samples[0].id, samples[1].id], [PLANS[1], third]),
     ]
+
+
+def test_measurements_are_made_once_for_each_sample_and_settings(
+    model: HybridModel, samples: list[Sample], tmp_path: Path
+) -> None:
+    folder = open_run(tmp_path, "one", model, Options())
+
+    def measure(lacking: list[Sample], layer: int):
+        for sample in lacking:
+            yield Record.of(
+                sample,
+                kind="measurement",
+                plan=Plan().to_json(),
+                plan_hash=Plan().hash,
+                prompt_tokens=3,
+                values={"norm": 1.5},
+                settings={"layer": layer},
+            )
+
+    def fill_layer(layer: int) -> int:
+        return fill_measurements(folder, samples[:2], lambda these: measure(these, layer), settings={"layer": layer})
+
+    assert [fill_layer(0), fill_layer(0), fill_layer(1)] == [2, 0, 2]
+    assert [record.values["norm"] for record in folder.records()] == [1.5] * 4
 
 
 def _stop(position: int, record: object) -> object:

@@ -18,7 +18,7 @@ texts = st.text(st.characters(codec=None), min_size=1)  # lone surrogates too
 @st.composite
 def fields(draw):
     choices = tuple(draw(st.lists(texts, max_size=4, unique=True)))
-    kind = draw(st.sampled_from(["generate", "loglikelihood"]))
+    kind = draw(st.sampled_from(["generate", "loglikelihood", "measurement"]))
     n = max(1, len(choices)) if kind == "loglikelihood" else 0
     finite = st.floats(max_value=0, allow_infinity=False)
     return {
@@ -35,6 +35,7 @@ def fields(draw):
         "text": draw(st.text()),
         "loglikelihoods": tuple(draw(st.lists(finite, min_size=n, max_size=n))),
         "token_counts": tuple(draw(st.lists(st.integers(1, 99), min_size=n, max_size=n))),
+        "values": draw(st.dictionaries(st.text(), finite, min_size=1, max_size=3)) if kind == "measurement" else {},
         "settings": draw(mappings),
         "model": {"name": "tiny", "switched_off": ["fork"]},
         "provenance": draw(mappings),
@@ -108,6 +109,10 @@ def test_a_record_takes_what_it_needs_from_its_sample():
         ({"loglikelihoods": (-1.0,), "token_counts": (1,)}, "has 0 loglikelihoods"),
         ({"kind": "loglikelihood", "loglikelihoods": (float("nan"),), "token_counts": (1,)}, "float32"),
         ({"kind": "loglikelihood", "loglikelihoods": (float("-inf"),), "token_counts": (1,)}, "must be finite"),
+        ({"kind": "measurement"}, "one finite value or more"),
+        ({"kind": "measurement", "values": {"recovery": float("nan")}}, "one finite value or more"),
+        ({"kind": "measurement", "values": {"recovery": True}}, "one finite value or more"),
+        ({"values": {"recovery": 1.0}}, "no other kind has any"),
     ],
 )
 def test_impossible_records_are_refused(changes, message):

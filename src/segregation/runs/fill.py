@@ -123,6 +123,32 @@ def fill_loglikelihood(
     return _fill(folder, missing(folder, samples, plans, "loglikelihood"), run, title)
 
 
+def fill_measurements(
+    folder: RunFolder,
+    samples: Sequence[Sample],
+    measure: Callable[[list[Sample]], Iterator[Record]],
+    *,
+    plan: Plan = Plan(),  # noqa: B008 (a frozen value)
+    settings: Metadata | None = None,
+    title: str = "measure",
+) -> int:
+    """Measure every sample that the folder has no measurement of under this plan and settings; how many were made.
+
+    Args:
+        folder: what is filled.
+        samples: what is measured; ``measure`` is given those that are lacking.
+        measure: gives one record of the kind ``"measurement"`` for each sample, with this plan and these settings.
+        plan: what acts on the model meanwhile.
+        settings: what tells these measurements from others of the same samples.
+        title: shown beside the progress.
+
+    Raises:
+        RecordError: the samples are not those the folder's records were made from.
+    """
+    lacking = folder.pending(samples, kind="measurement", plan_hash=plan.hash, settings=settings)
+    return _fill(folder, [(lacking, [plan])] if lacking else [], lambda these, _: measure(these), title)
+
+
 def missing(
     folder: RunFolder, samples: Sequence[Sample], plans: Sequence[Plan], kind: Kind, settings: Metadata | None = None
 ) -> list[tuple[list[Sample], list[Plan]]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from segregation.errors import RecordError
 from segregation.prompts.sample import Metadata, Sample
 
-Kind = Literal["generate", "loglikelihood"]
+Kind = Literal["generate", "loglikelihood", "measurement"]
 
 
 def prompt_sha256(prompt: str) -> str:
@@ -37,7 +37,7 @@ class Record:
     """The outcome of one sample under one plan.
 
     Attributes:
-        kind: whether text was generated, or continuations were scored.
+        kind: whether text was generated, continuations were scored, or something else was measured.
         sample_id: the sample's id.
         prompt_sha256: of the rendered prompt, so that two runs can be shown to have asked the same.
         target: the sample's target.
@@ -52,12 +52,14 @@ class Record:
         token_counts: how many tokens each of those continuations has.
         beyond_window: per span that a rule about tokens names, at how many of the positions it acts on no token of the
             span was left in the attention window, so that there was nothing to edit.
+        values: what a measurement gave, by name; empty for the other kinds.
         settings: what changes the result and is not the plan or the model (max_new_tokens); part of the key.
         model: what the model was: its name, weight hash, dtype, ... (a part of ``HybridModel.description``).
         provenance: what should not change the result but might (batch size, seed).
 
     Raises:
-        RecordError: an unknown kind, an empty id, or log-likelihoods that are missing, too many or not finite.
+        RecordError: an unknown kind, an empty id, log-likelihoods that are missing, too many or not finite, or values
+            of another kind than a measurement, or none of one.
 
     >>> record = Record(kind="generate", sample_id="a", prompt_sha256=prompt_sha256("one two"), target=" three",
     ...                 plan='{"rules":[]}', plan_hash="4f53cda18c2b", prompt_tokens=3, tokens=(7, 9), text=" three")
@@ -81,6 +83,7 @@ class Record:
     loglikelihoods: tuple[float, ...] = ()
     token_counts: tuple[int, ...] = ()
     beyond_window: Mapping[str, int] = field(default_factory=dict)
+    values: Mapping[str, float] = field(default_factory=dict)
     settings: Metadata = field(default_factory=dict)
     model: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -101,6 +104,11 @@ class Record:
             raise RecordError(
                 f"log-likelihoods must be finite, got {self.loglikelihoods} (sample {self.sample_id!r}); "
                 "the logits overflowed: run the model in float32"
+            )
+        if bool(self.values) != (self.kind == "measurement") or not all(map(_is_finite, self.values.values())):
+            raise RecordError(
+                f"a measurement has one finite value or more, and no other kind has any; this {self.kind} has "
+                f"{dict(self.values)} (sample {self.sample_id!r})"
             )
 
     @property
@@ -185,7 +193,7 @@ _REQUIRED = {
 }
 _JSON_TYPES: dict[str, tuple[type, type]] = {
     **dict.fromkeys(("kind", "sample_id", "prompt_sha256", "target", "plan", "plan_hash", "text"), (str, object)),
-    **dict.fromkeys(("metadata", "settings", "model", "provenance", "beyond_window"), (dict, object)),
+    **dict.fromkeys(("metadata", "settings", "model", "provenance", "beyond_window", "values"), (dict, object)),
     "prompt_tokens": (int, object),
     "choices": (list, str),
     "tokens": (list, int),
@@ -198,3 +206,7 @@ def _is(value: object, kind: type) -> bool:
     if isinstance(value, bool) and kind in (int, float):
         return False
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _is_finite(value: object) -> bool:
+    return _is(value, float) and math.isfinite(value)  # pyright: ignore[reportArgumentType]

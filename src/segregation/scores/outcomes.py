@@ -85,14 +85,14 @@ def outcomes(records: Iterable[Record]) -> list[Outcome]:
 
 
 def has_outcome(record: Record) -> bool:
-    """Whether a record is right or wrong; the log-likelihood of a lone target, with no choices beside it, is neither.
+    """Whether a record is right or wrong; a measurement, or the log-likelihood of a lone target, is neither.
 
     >>> record = Record(kind="loglikelihood", sample_id="a", prompt_sha256="", target=" yes", plan="", plan_hash="",
     ...                 prompt_tokens=3, loglikelihoods=(-2.0,), token_counts=(1,))
     >>> has_outcome(record)
     False
     """
-    return record.kind == "generate" or bool(record.choices)
+    return record.kind == "generate" or (record.kind == "loglikelihood" and bool(record.choices))
 
 
 @functools.cache

@@ -1,0 +1,1 @@
+"""What is measured inside a model beyond its answers: routes, contributions of tokens, linear probes."""
