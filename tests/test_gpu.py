@@ -1,14 +1,17 @@
 """On a CUDA device: the tokens of the CPU under every kind of plan, checks that pass, kernels that are named."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 
 import segregation as sg
 from segregation.models.checks import run_checks
+from segregation.models.hybrid import HybridModel
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
+from tests.conftest import RECURRENT_FAMILIES, random_module
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -55,3 +58,30 @@ def test_loglikelihoods_are_those_of_the_cpu(pair: tuple[sg.HybridModel, sg.Hybr
 def test_kernels_are_named(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
     named = "mamba-ssm" in str(pair[1].description["kernels"])
     assert named == (importlib.util.find_spec("mamba_ssm") is not None and pair[1].family.name == "jamba")
+
+
+@pytest.mark.parametrize("family", RECURRENT_FAMILIES)
+def test_rules_about_recurrent_layers_act_as_on_the_cpu(
+    family: str, tokenizer: object, samples: list[sg.Sample], tmp_path: Path
+) -> None:
+    cpu, gpu = (HybridModel(random_module(family).to(device), tokenizer, {}) for device in ("cpu", "cuda"))
+    long = [sample for sample in samples if len(sample.prompt) > 10]
+    other = [sg.Sample(id=sample.id, prompt=sample.prompt[::-1], target="xyz") for sample in long]
+    sg.prompt_memories(cpu, other, tmp_path / "memories.safetensors")
+    plans = [
+        sg.Plan(),
+        sg.Plan(sg.AblateRecurrent("zero", during=sg.Phase.DECODE)),
+        sg.Plan(sg.AblateRecurrent("skip", during=sg.Phase.PREFILL)),
+        sg.Plan(sg.ResetState(every=5)),
+        sg.Plan(sg.AblateRecurrent("skip", during=sg.Phase.LAST), sg.ResetState(every=7)),
+        *(sg.Plan(sg.PatchState(str(tmp_path / "memories.safetensors"), channel)) for channel in ("recurrent", "conv")),
+    ]
+    on_cpu, on_gpu = (
+        {(r.sample_id, r.plan_hash): r.loglikelihoods for r in sg.loglikelihood(model, long, plans)}
+        for model in (cpu, gpu)
+    )
+    assert on_cpu.keys() == on_gpu.keys()
+    for (name, plan), scores in on_cpu.items():
+        assert on_gpu[name, plan] == pytest.approx(scores, abs=1e-3)
+        base = on_cpu[name, plans[0].hash]
+        assert plan == plans[0].hash or max(abs(a - b) for a, b in zip(base, scores, strict=True)) > 2e-3

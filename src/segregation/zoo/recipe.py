@@ -45,6 +45,11 @@ class Recipe:
     decay: float = 0.3
     seed: int = 0
 
+    @property
+    def fall(self) -> float:
+        """The step from which the learning rate falls."""
+        return (1 - self.decay) * self.steps
+
     def lr_at(self, step: int) -> float:
         """The learning rate of a step: linear warm-up, constant, linear decay to 0.
 

@@ -8,7 +8,7 @@ import argparse
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from segregation.zoo.recipe import Recipe, recipe
 from segregation.zoo.tokenizer import save_tokenizer, train_tokenizer
 
 LOG_EVERY = 50
+WARM_STEPS = 40
+"""Steps that compile and fill the loader's queue, and say nothing of the speed."""
 _KINDS = {"answer": ANSWER, "haystack": HAYSTACK, "plain": PLAIN, "task": TASK}
 
 
@@ -92,8 +94,21 @@ def train(
     seconds: float,
     workers: int,
     compiled: bool = False,
+    within: float = float("inf"),
 ) -> Progress:
     """Train until the recipe's steps are done or the seconds are spent; then checkpoint. Resumes from a checkpoint.
+
+    Args:
+        recipe: what is trained.
+        out: where everything goes.
+        prose: files of running text.
+        tokenizer: a ready-made one.
+        device: ``"cpu"`` or ``"cuda"``.
+        seconds: stop and checkpoint after this long, wherever the learning rate is.
+        workers: loader processes.
+        compiled: use ``torch.compile``.
+        within: shorten the recipe to as many steps as take this long, so that the learning rate falls to 0 in time,
+            judged by the speed so far until it begins to fall.
 
     Raises:
         ModelError: the checkpoint in ``out`` is another recipe's.
@@ -118,8 +133,15 @@ def train(
         (out / "tokenizer.json").read_text(), prose, recipe.length + 1, f"{recipe.seed}:{progress.step}"
     )
     loader = DataLoader(sequences, batch_size=recipe.batch, num_workers=workers, pin_memory=device.startswith("cuda"))
+    whole, first, warm = recipe, progress.step, started
     with (out / "curve.jsonl").open("a") as curve:
         for ids, weights in loader:
+            if progress.step == first + WARM_STEPS:
+                warm = time.monotonic()
+            elif within < float("inf") and first + 2 * WARM_STEPS < progress.step < recipe.fall:
+                pace = (time.monotonic() - warm) / (progress.step - first - WARM_STEPS)
+                fitting = progress.step + int((started + within - time.monotonic()) / pace)
+                recipe = replace(whole, steps=max(progress.step + 1, min(whole.steps, fitting)))
             if progress.step >= recipe.steps or time.monotonic() - started > seconds:
                 break
             ids, weights = ids.to(device, non_blocking=True), weights.to(device, non_blocking=True)
@@ -146,7 +168,7 @@ def train(
 def save_weights(model: Any, folder: Path) -> None:
     """Config and bf16 safetensors that plain transformers opens."""
     state = {name: tensor.detach().to("cpu", torch.bfloat16) for name, tensor in _own_tensors(model).items()}
-    model.save_pretrained(folder, state_dict=state)
+    model.save_pretrained(folder, state_dict=state, max_shard_size="16MB")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}, indent=2) + "\n")
 
@@ -199,6 +221,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="a tokenizer.json to use; trained from the texts if not given")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="stop and checkpoint after this long")
+    parser.add_argument("--within", type=float, default=float("inf"), help="shorten the recipe to fit into this long")
     parser.add_argument("--workers", type=int, default=2, help="loader processes; a GPU needs about 14")
     parser.add_argument("--compiled", action="store_true", help="torch.compile; 1.3x for RecurrentGemma, not for Jamba")
     options = vars(parser.parse_args())
