@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segregation.errors import FamilyError, ModelError
+from segregation.errors import ModelError
 from segregation.interventions.apply import head_scores
 from segregation.interventions.heads import entropy
 from segregation.models.hybrid import HybridModel
@@ -185,11 +185,6 @@ def test_a_prompt_that_does_not_fit(build):
     model = build("jamba", max_position_embeddings=20)
     with pytest.raises(ModelError, match=r"27 tokens and 6 new ones need 33 positions, but random-jamba takes 20"):
         generated(model, TEXT)
-
-
-def test_a_model_that_is_no_hybrid(tokenizer):
-    with pytest.raises(FamilyError, match=r"only recurrent layers \(6 of them\)"):
-        HybridModel(random_module("recurrentgemma", block_types=["recurrent"]), tokenizer)
 
 
 def test_generation_after_right_padding_is_refused(model: HybridModel):

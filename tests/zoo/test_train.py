@@ -73,6 +73,19 @@ def test_a_resumed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert AutoTokenizer.from_pretrained(tmp_path)("a").input_ids[0] == 1
 
 
+def test_a_recipe_is_shortened_as_a_whole_to_fit_into_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segregation.zoo.train.WARM_STEPS", 2)
+    monkeypatch.setattr("segregation.zoo.train.LOG_EVERY", 1)
+    whole = dataclasses.replace(MICRO, steps=100_000, warmup=2)
+    options = {"tokenizer": TOKENIZER, "device": "cpu", "workers": 0, "seconds": float("inf")}
+    progress = train(whole, tmp_path, [], within=1.5, **options)
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert 5 < progress.step == len(rates) < 2000
+    assert max(rates) == whole.lr
+    assert 0 < rates[-1] < whole.lr / 2  # it fell, and all the way: the step after the last would have had a rate of 0
+    assert rates == sorted(rates[:2]) + sorted(rates[2:], reverse=True)
+
+
 def test_another_recipes_checkpoint_is_refused(tmp_path: Path) -> None:
     options = {"tokenizer": TOKENIZER, "device": "cpu", "workers": 0, "seconds": float("inf")}
     train(dataclasses.replace(MICRO, steps=1), tmp_path, [], **options)

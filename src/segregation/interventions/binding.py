@@ -24,6 +24,8 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
         PlanError: the rule, the value, the model's own numbers and the remedy.
     """
     name, kind = model.description.get("name", model.family.name), type(rule).__name__
+    if not isinstance(rule, AblateRecurrent | ResetState | PatchState):
+        check_layers_there(model, kind, "all", model.attention_layers)
     if isinstance(rule, KeepTopHeads | HideTokens | OnlyTokens | BalanceTokens | HideAll):
         check_readable(model, kind)
     if isinstance(rule, KeepTopHeads):

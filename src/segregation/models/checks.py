@@ -10,6 +10,7 @@ from torch import Tensor
 
 from segregation.errors import ModelError
 from segregation.models.hybrid import HybridModel
+from segregation.models.mixers import MixerCall
 
 Switch = Literal["batching", "fork", ""]
 
@@ -112,7 +113,8 @@ def _edit_acts(model: HybridModel) -> Check:
         for layer in model.attention_layers:
             model.out_proj(layer).input = torch.zeros_like(model.out_proj(layer).input)
         for layer in () if model.attention_layers else model.recurrent_layers:
-            model.mixer(layer).output = torch.zeros_like(model.mixer(layer).output)
+            call = MixerCall.of(model.mixer(layer), model.family, layer)
+            call.edit_output(torch.zeros_like)
         edited = save(model.output.logits.float())
     change = float((edited - _logits(model, ids)).abs().max())
     what = "head" if model.attention_layers else "mixer"

@@ -19,7 +19,7 @@ from segregation.models.inputs import as_text, spans_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
 from segregation.models.padding import keep_padding_out
 from segregation.models.positions import Run, forward_arguments
-from segregation.models.scans import use_mamba_scan, use_rg_lru_scan
+from segregation.models.scans import use_mamba2_scan, use_mamba_scan, use_rg_lru_scan
 from segregation.models.states import RecurrentState, recurrent_state
 from segregation.models.structure import check_structure
 from segregation.prompts.sample import Sample
@@ -81,6 +81,8 @@ class HybridModel(TransformersModel):
             use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in self._mixers)
         elif self.family.scan == "mamba":
             use_mamba_scan()
+        else:
+            use_mamba2_scan()
         if not self.attention_layers:
             from segregation.models.keyless import count_tokens
 

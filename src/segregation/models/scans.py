@@ -188,6 +188,16 @@ def use_mamba_scan() -> None:
     modeling_jamba.mamba_selective_scan = scan
 
 
+def use_mamba2_scan() -> None:
+    """Let transformers' Bamba keep to its own PyTorch references on a CPU; once per process, and harmless to others."""
+    from transformers.models.bamba import modeling_bamba
+
+    for name in ("mamba2_chunk_scan", "mamba2_selective_state_update", "causal_conv1d_fn", "causal_conv1d_update"):
+        kernel = getattr(modeling_bamba, name)
+        if not getattr(kernel, "keeps_to_reference", False):
+            setattr(modeling_bamba, name, reference_on_cpu(kernel))
+
+
 def reference_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """A kernel of transformers that runs the PyTorch function it wraps when its first tensor is on a CPU."""
     reference = inspect.unwrap(kernel)
@@ -199,6 +209,7 @@ def reference_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
             return kernel(first, *args, **options)
         return reference(first, *args, **{name: value for name, value in options.items() if name in accepted})
 
+    run.__dict__["keeps_to_reference"] = True
     return run
 
 

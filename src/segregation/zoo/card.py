@@ -7,14 +7,11 @@ _TEMPLATE = """---
 license: mit
 language: en
 library_name: transformers
-tags: [hybrid, {family}, segregation]
+tags: [{tag}, {family}, segregation]
 ---
 # {name}
 
-A tiny hybrid ({parameters:.2f} M parameters, {family}), trained from scratch by `python -m segregation.zoo.train` so
-that experiments on attention and recurrence need no download. It opens with plain
-`AutoModelForCausalLM.from_pretrained`. It finds sentences in a context and copies them, answers questions about a
-made-up world, and judges reviews and entailments of a synthetic language. It is no use for anything else.
+{what}
 
 ## Training
 | | |
@@ -51,14 +48,28 @@ Exact retrieval, by context length and by depth (in %):
 """
 
 
+_HYBRID = """A tiny hybrid ({parameters:.2f} M parameters, {family}), trained from scratch by `python -m segregation.zoo.train` so
+that experiments on attention and recurrence need no download. It opens with plain
+`AutoModelForCausalLM.from_pretrained`. It finds sentences in a context and copies them, answers questions about a
+made-up world, and judges reviews and entailments of a synthetic language. It is no use for anything else."""  # noqa: E501
+
+_CONTROL = """A control beside [`{control_of}`](../{control_of}/README.md) ({parameters:.2f} M parameters, {family}): every mixer is of
+one kind, all else, seed and stream of data are as in it. It is trained from scratch by `python -m segregation.zoo.train`
+and opens with plain `AutoModelForCausalLM.from_pretrained`. A control need not pass the gates below: they say what a
+model with this kind of mixer alone reaches. It is no use for anything else."""  # noqa: E501
+
+
 def render(training: Mapping[str, Any], figures: Mapping[str, Any]) -> str:
     """The card in markdown, from ``training.json`` and ``gates.json``."""
     recipe, gates = training["recipe"], figures["gates"]
     cells = [gate for gate in gates if gate["by_length"]]
     lengths, depths = list(cells[0]["by_length"]), list(cells[0]["by_depth"])
+    kind = {"tag": "control", "what": _CONTROL} if "control_of" in training else {"tag": "hybrid", "what": _HYBRID}
     return _TEMPLATE.format(
+        tag=kind["tag"],
+        what=kind["what"].format(family=recipe["family"], **training),
         **{key: recipe[key] for key in ("name", "family", "batch", "length", "lr", "warmup", "decay", "betas", "seed")},
-        **{key: value for key, value in training.items() if key not in ("recipe", "attempts")},
+        **{key: value for key, value in training.items() if key not in ("recipe", "attempts", "control_of")},
         attempts="".join(f"\n- {attempt}" for attempt in training["attempts"]),
         weights_sha256=figures["weights_sha256"],
         gates="\n".join(_gate(gate) for gate in gates),
