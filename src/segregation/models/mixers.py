@@ -93,11 +93,15 @@ class MixerCall:
         else:
             self.mixer.output = edit(output)
 
-    def _op(self) -> Any:
+    @property
+    def scan(self) -> Any:
+        """The operation that scans, through NNsight."""
+        if self.family.scan == "rg_lru":
+            return self.mixer.rg_lru.source.self__rnn_scan_0
         return getattr(self.mixer.source, (_STEPS if self.stepwise else _SCANS)[self.family.scan])
 
     def _edit_rg_lru(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self.mixer.rg_lru.source.self__rnn_scan_0
+        op = self.scan
         args, kwargs = op.inputs
         watch(kwargs["recurrent_states"])
         kwargs = dict(kwargs)
@@ -111,7 +115,7 @@ class MixerCall:
         op.inputs = args, kwargs
 
     def _edit_step(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self._op()
+        op = self.scan
         (state, hidden_states, dt, *rest), kwargs = op.inputs
         watch(state)
         if reset is not None:
@@ -121,7 +125,7 @@ class MixerCall:
             op.inputs = (state, hidden_states, dt, *rest), kwargs
 
     def _edit_scan(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self._op()
+        op = self.scan
         (hidden_states, dt, *rest), kwargs = op.inputs
         watch(kwargs.get("initial_states"))
         if skip is not None and self.family.scan == "mamba":
