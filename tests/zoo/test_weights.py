@@ -1,6 +1,5 @@
 """The shipped models: their gates were passed by these very weights, their cards say so, and they do retrieve."""
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -8,32 +7,41 @@ import pytest
 from safetensors import safe_open
 
 import segregation as sg
+from segregation.models.load import weights_sha256
 from segregation.prompts.grid import Grid
 from segregation.zoo import card, corpus
 from segregation.zoo.evaluate import Gate, choice, language, read_gates, retrieval
 from segregation.zoo.needles import CLASSIC
 
 WEIGHTS = Path(corpus.__file__).parent / "weights"
+HYBRIDS = ("tiny-jamba", "tiny-recurrentgemma")
+CONTROLS = tuple(
+    f"tiny-{kind}-{family}" for kind in ("attention", "recurrence") for family in ("jamba", "recurrentgemma")
+)
 NAMES = sorted(folder.name for folder in WEIGHTS.iterdir() if folder.is_dir())
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=HYBRIDS)
 def model(request: pytest.FixtureRequest) -> sg.HybridModel:
     return sg.load_model(request.param)
 
 
-def test_both_families_are_shipped() -> None:
-    assert NAMES == ["tiny-jamba", "tiny-recurrentgemma"]
+def test_both_families_are_shipped_with_their_controls() -> None:
+    assert sorted([*HYBRIDS, *CONTROLS]) == NAMES
+
+
+def test_all_checkpoints_together_are_small() -> None:
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 100e6
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_gates_were_passed_by_these_weights_and_the_card_says_so(name: str) -> None:
+def test_the_gates_are_of_these_weights_and_the_card_says_so(name: str) -> None:
     folder = WEIGHTS / name
     figures = json.loads((folder / "gates.json").read_text())
-    assert figures["weights_sha256"] == hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert figures["weights_sha256"] == weights_sha256(folder)
     gates = read_gates(figures)
     assert len(gates) == 8
-    assert all(gate.passed for gate in gates)
+    assert name in CONTROLS or all(gate.passed for gate in gates)
     assert all(gate.n >= 200 for gate in gates if gate.name != "language")
     training = json.loads((folder / "training.json").read_text())
     assert (folder / "README.md").read_text() == card.render(training, figures)
@@ -41,10 +49,31 @@ def test_the_gates_were_passed_by_these_weights_and_the_card_says_so(name: str) 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_files_are_small_and_in_bf16(name: str) -> None:
-    file = WEIGHTS / name / "model.safetensors"
-    assert file.stat().st_size < 16 * 2**20
-    with safe_open(file, framework="pt") as tensors:
-        assert {tensors.get_slice(key).get_dtype() for key in tensors.keys()} == {"BF16"}  # noqa: SIM118
+    files = list((WEIGHTS / name).glob("model*.safetensors"))
+    assert files
+    for file in files:
+        assert file.stat().st_size < 16 * 2**20
+        with safe_open(file, framework="pt") as tensors:
+            assert {tensors.get_slice(key).get_dtype() for key in tensors.keys()} == {"BF16"}  # noqa: SIM118
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_a_control_opens_and_has_one_kind_of_mixer(name: str) -> None:
+    model = sg.load_model(name)
+    assert set(model.layer_types) == {"attention" if "attention" in name else "recurrent"}
+    hybrid = json.loads((WEIGHTS / f"tiny-{name.rpartition('-')[2]}" / "training.json").read_text())
+    training = json.loads((WEIGHTS / name / "training.json").read_text())
+    one_kind = {"block_types", "attn_layer_period", "attn_layer_offset"}
+    own, other = ({k: v for k, v in t["recipe"]["config"].items() if k not in one_kind} for t in (training, hybrid))
+    assert own == other
+    assert (training["recipe"]["seed"], training["workers"]) == (hybrid["recipe"]["seed"], hybrid["workers"])
+
+
+def test_attention_alone_retrieves_and_recurrence_alone_does_not() -> None:
+    for family in ("jamba", "recurrentgemma"):
+        grid = Grid((200,), (0, 50, 100), seed=5)
+        found = [retrieval(sg.load_model(f"tiny-{kind}-{family}"), kind, grid) for kind in ("attention", "recurrence")]
+        assert [gate.measured for gate in found] == [1.0, 0.0]
 
 
 def test_unseen_and_classic_needles_are_retrieved(model: sg.HybridModel) -> None:
