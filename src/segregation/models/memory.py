@@ -78,6 +78,19 @@ def merge(memories: Sequence[Memory]) -> Memory:
     return Memory(cache, held, torch.cat([memory.lengths for memory in memories]))
 
 
+def assemble(*, keys: Memory, values: Memory, recurrent: Memory, conv: Memory) -> Memory:
+    """One memory with each channel from another, row by row; all of as many rows, which have read as many tokens."""
+    cache = _twin(keys.cache)
+    for index, layer in enumerate(cache.layers):
+        if isinstance(getattr(layer, "keys", None), Tensor):
+            layer.values = values.cache.layers[index].values
+        if hasattr(layer, "recurrent_states"):
+            layer.recurrent_states = dict(recurrent.cache.layers[index].recurrent_states)
+            layer.conv_states = dict(conv.cache.layers[index].conv_states)
+    held = tuple((conv_of[0], own[1]) for conv_of, own in zip(conv.held, recurrent.held, strict=True))
+    return Memory(cache, held, keys.lengths)
+
+
 def held_states(mixers: Sequence[nn.Module], names: Sequence[str]) -> Held:
     """The states that live on the modules of these mixers."""
     return tuple(tuple(attrgetter(name)(mixer) for name in names) for mixer in mixers) if names else ()

@@ -154,10 +154,15 @@ def prefill(
     plans: Sequence[Plan] = (),
     spans: Sequence[TokenSpans | None] = (),
     watch: Intervention | None = None,
+    read: Sequence[int] = (),
 ) -> Memory:
-    """What the model remembers after all tokens of each prompt but the last, each row under its plan."""
+    """What the model remembers after all tokens of each prompt but the last, each row under its plan.
+
+    ``read`` says, per prompt, after how many of its tokens instead; the phases stay those of the whole prompt.
+    """
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    ids, mask = left_padded([prompt[:-1] for prompt in prompts], model.device)
+    seen = torch.tensor(list(read), device=model.device) if read else lengths - 1
+    ids, mask = left_padded([prompt[:n] for prompt, n in zip(prompts, seen.tolist(), strict=True)], model.device)
     cache = model.new_cache()
 
     def forward() -> None:
@@ -174,7 +179,7 @@ def prefill(
 
     edited = enter(model, *plans) if plans else model
     (edited if watch is None else watch.enter(edited)).interleave(forward)
-    return model.remember(cache, lengths - 1)
+    return model.remember(cache, seen)
 
 
 def run_rows(

@@ -15,6 +15,7 @@ from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel, Intervention
+from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
@@ -204,6 +205,17 @@ def _stepwise(
 ) -> list[Scored]:
     """The same scores from a shared prefill, each continuation fed token by token."""
     rows, memory = prefills.of(batch)
+    scored = {one.row.index: one for one in score_from(model, rows, memory, continuations)}
+    return [scored[row.index] for row in batch]
+
+
+def score_from(
+    model: HybridModel, rows: Sequence[Row], memory: Memory | None, continuations: Sequence[tuple[int, ...]]
+) -> list[Scored]:
+    """The score of each row's continuation, fed token by token to what is remembered before its last prompt token.
+
+    The memory is used up: give a copy of one that is needed again.
+    """
     forced = [continuations[row.index] for row in rows]
     scores, greedy = [0.0] * len(rows), [True] * len(rows)
 
@@ -219,5 +231,4 @@ def _stepwise(
         return tokens, torch.tensor(done, device=logits.device)
 
     run_rows(model, rows, memory, max(map(len, forced)), step)
-    scored = {row.index: Scored(row, scores[number], greedy[number]) for number, row in enumerate(rows)}
-    return [scored[row.index] for row in batch]
+    return [Scored(row, scores[number], greedy[number]) for number, row in enumerate(rows)]
