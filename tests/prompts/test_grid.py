@@ -8,8 +8,8 @@ from segregation.prompts.needle import needle_grid
 
 
 def test_a_grid_makes_the_samples_of_needle_grid(tokenizer) -> None:
-    grid = Grid(lengths=(150, 300), depths=(0, 50), needles="classic", readings=2, seed=3)
-    assert grid.samples(tokenizer) == needle_grid(tokenizer, (150, 300), (0, 50), seed=3, readings=2)
+    grid = Grid(lengths=(150, 300), depths=(0, 50), needles="classic", readings=2, copies=2, seed=3)
+    assert grid.samples(tokenizer) == needle_grid(tokenizer, (150, 300), (0, 50), seed=3, readings=2, copies=2)
 
 
 def test_haystacks_by_name_and_by_folder(tmp_path: Path) -> None:

@@ -190,6 +190,82 @@ def test_a_number_means_the_same_whatever_its_type(tokenizer):
     assert needle_grid(tokenizer, [200], [50.0, 12.5]) == needle_grid(tokenizer, [200], [50, np.float64(12.5)])
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    room=st.integers(1, 300),
+    depth=st.one_of(st.integers(0, 100), st.floats(0, 100)),
+    copies=st.integers(1, 9),
+    readings=st.integers(1, 2),
+    seed=st.integers(0, 10**6),
+)
+def test_every_copy_is_there_and_the_length_stays_exact(bytewise, room, depth, copies, readings, seed):
+    line = f"\n{ANN.sentence}\n"
+    length = copies * len(line) + room  # one token a byte
+    (sample,) = needle_grid(
+        bytewise, [length], [depth], seed=seed, needles=[ANN], copies=copies, readings=readings, haystack=NUMBERS
+    )
+    assert sample.text_of("needle") == (ANN.sentence,) * copies * readings
+    assert sample.prompt.count(ANN.sentence) == copies * readings
+    assert len(sample.text_of("context")[0]) == length == sample.metadata["context_tokens"]
+    assert sample.metadata["copies"] == copies
+    hay = sample.text_of("context")[0].replace(line, "")
+    (alone,) = needle_grid(bytewise, [len(line) + room], [depth], seed=seed, needles=[ANN], haystack=NUMBERS)
+    if copies == 1:
+        assert hay == alone.text_of("context")[0].replace(line, "")
+    starts = [start for start, _ in sample.spans["needle"]]
+    assert starts == sorted(starts)
+    last = sample.prompt[sample.spans["needle"][-1][1] : sample.spans["question"][-1][0]]
+    assert sample.metadata["distance"] == len(last)
+
+
+NUMBERS = texts("numbers", [f"Number {n:02}." for n in range(100)])
+
+
+def test_copies_are_spread_evenly_up_to_the_depth_of_a_lone_needle(bytewise):
+    line = f"\n{ANN.sentence}\n"
+    one, four = (
+        needle_grid(bytewise, [n * len(line) + 400], [80], needles=[ANN], copies=n, haystack=NUMBERS)[0] for n in (1, 4)
+    )
+    before = four.text_of("context")[0].split(line)
+    lengths = [sum(map(len, before[: i + 1])) for i in range(4)]
+    for at, goal in zip(lengths, (80, 160, 240, 320), strict=True):
+        assert goal - len("\n\nNumber 00.") < at <= goal  # the end of the sentence before
+    assert four.metadata["measured_depth"] == pytest.approx(one.metadata["measured_depth"], abs=3)
+    assert abs(four.metadata["distance"] - one.metadata["distance"]) < 13
+
+
+def test_copies_at_either_end_stand_together_or_reach_the_question(bytewise):
+    line = f"\n{ANN.sentence}\n"
+    start, end = (
+        needle_grid(bytewise, [3 * len(line) + 90], [depth], needles=[ANN], copies=3, haystack=NUMBERS)[0].text_of(
+            "context"
+        )[0]
+        for depth in (0, 100)
+    )
+    assert start.startswith(line * 3)
+    assert end.endswith(line) and not end.startswith(line)
+
+
+def test_a_decoy_lies_in_the_longest_stretch_without_a_needle(bytewise):
+    (sample,) = needle_grid(bytewise, [600], [60], needles=[ANN], copies=3)
+    (start, end) = sample.spans["decoy"][0]
+    assert end - start == len(ANN.sentence)
+    assert all(end <= a or b <= start for a, b in sample.spans["needle"])
+    edges = [0, *(edge for span in sample.spans["needle"] for edge in span), sample.spans["context"][0][1]]
+    assert max(b - a for a, b in zip(edges[::2], edges[1::2], strict=True)) > 2 * (end - start)
+
+
+def test_one_copy_leaves_the_ids_of_samples_as_they_were(tokenizer):
+    plain, one, two = (needle_grid(tokenizer, [200], [50], **kind)[0] for kind in ({}, {"copies": 1}, {"copies": 2}))
+    assert one == plain and plain.id == "synthetic/classic/200-tokens/50%/base-x1/seed-0/0"
+    assert two.id == "synthetic/classic/200-tokens/50%/base-x1/seed-0/2-copies/0"
+
+
+def test_the_distance_counts_from_the_last_needle_to_the_last_question(tokenizer):
+    (sample,) = needle_grid(tokenizer, [200], [100], readings=2)
+    assert sample.metadata["distance"] == count_tokens(tokenizer, "\n\n\nQUESTION: ")
+
+
 def test_own_needles_take_turns_within_a_cell(tokenizer):
     needles = [
         Needle(f"The door code of house {n} is {n}{n}.", f"What is the door code of house {n}?") for n in range(4)
@@ -215,6 +291,8 @@ def test_the_buffer_leaves_the_papers_shortest_column_little_room(tokenizer):
         ({"depth_percents": [101]}, r"0 \(start\) .. 100 \(end\), got \[101\]"),
         ({"n_per_cell": 0}, "n_per_cell must be at least 1"),
         ({"readings": 0}, "at least 1, got 0"),
+        ({"copies": 0}, "copies counts how often the needle stands in the context, at least 1, got 0"),
+        ({"copies": 9}, r"the 9 copies of the needle have \d+ tokens, the context 200; use a context length of at"),
         ({"needles": []}, "empty sequence"),
         ({"needles": [Needle("", "Who?")]}, "a word in it"),
         ({"needles": [Needle("...", "Who?")]}, "a word in it"),

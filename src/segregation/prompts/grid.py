@@ -26,6 +26,7 @@ class Grid:
         haystack: "synthetic", "python-reference", "folder:PATH" with .txt files, or "dataset:NAME".
         layout: prompt for a "base" or a "chat" model.
         readings: how often the prompt holds the context; 2 is just-read-twice.
+        copies: how often the needle stands in the context, spread evenly, the last at the depth.
         n_per_cell: samples per length and depth.
         max_needle_tokens: the longest synthetic needle, so that 40 new tokens (the paper's number) hold it to its end.
         seed: draws haystacks and needles.
@@ -37,6 +38,7 @@ class Grid:
     haystack: str = "synthetic"
     layout: Layout = "base"
     readings: int = 1
+    copies: int = 1
     n_per_cell: int = 1
     max_needle_tokens: int | None = 39
     seed: int = 0
@@ -56,6 +58,7 @@ class Grid:
             haystack=haystack_of(self.haystack),
             layout=self.layout,
             readings=self.readings,
+            copies=self.copies,
             n_per_cell=self.n_per_cell,
             max_needle_tokens=self.max_needle_tokens,
         )

@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 from segregation.errors import SampleError
@@ -56,27 +57,31 @@ def needle_grid(
     haystack: HaystackName | Haystack = "synthetic",
     layout: Layout = "base",
     readings: int = 1,
+    copies: int = 1,
     n_per_cell: int = 1,
     max_needle_tokens: int | None = None,
     preset: Preset | None = None,
 ) -> list[Sample]:
     """One sample for every context length, depth and repetition, in that order.
 
-    A sample depends on its own cell and the seed alone: a larger grid contains the smaller one, and the layout and the
-    number of readings change the prompt around the context but neither context nor needle. Prompts carry no
-    beginning-of-sequence text. Spans: ``needle``, ``context``, ``question`` and ``decoy`` (a stretch of haystack of
-    as many characters as the needle, for controls), every occurrence.
+    A sample depends on its own cell and the seed alone: a larger grid contains the smaller one, the layout and the
+    number of readings change the prompt around the context but neither context nor needle, and more copies of the
+    needle stand in the same haystack. Prompts carry no beginning-of-sequence text. Spans: ``needle``, ``context``,
+    ``question`` and ``decoy`` (a stretch of haystack of as many characters as the needle, for controls), every
+    occurrence. ``distance`` in the metadata counts the tokens from the end of the last needle to the last question.
 
     Args:
         tokenizer: counts the tokens; any fast tokenizer of transformers.
         context_lengths: tokens of haystack plus needle.
-        depth_percents: where the needle goes, 0..100.
+        depth_percents: where the needle goes, 0..100; of several copies, where the last one goes.
         seed: draws each sample's haystack and needle.
         needles: "classic" (San Francisco), "synthetic" (a held-out needle per sample), or needles of your own, taken in
             turn within a cell.
         haystack: "synthetic", "python-reference", or one made by ``segregation.prompts.haystack``.
         layout: prompt for a "base" or a "chat" model.
         readings: how often the context is read; 2 is "just read twice".
+        copies: how often the needle stands in the context, whose length stays the same. Of n copies the i-th goes to
+            i / n of the depth: they are spread evenly, and none is nearer to the question than a lone needle.
         n_per_cell: samples per length and depth.
         max_needle_tokens: the longest synthetic needle; those of the zoo have 13 to 55 tokens.
         preset: "paper" keeps 200 tokens of each context length free, as arXiv 2510.19861 does.
@@ -84,7 +89,7 @@ def needle_grid(
     Raises:
         SampleError: a value out of range, a context too short for its needle, an empty or absent needle.
     """
-    _check_grid(context_lengths, depth_percents, needles, n_per_cell, preset, layout)
+    _check_grid(context_lengths, depth_percents, needles, n_per_cell, copies, preset, layout)
     source = haystack if isinstance(haystack, Haystack) else named(haystack)
     samples = []
     lengths = [int(length) for length in context_lengths]  # plain numbers, whatever kind came in
@@ -94,7 +99,7 @@ def needle_grid(
         needle = _pick(needles, cell, repetition, tokenizer, max_needle_tokens)
         budget = length - (PAPER_BUFFER if preset == "paper" else 0)
         text = _enough(tokenizer, source, f"{cell}/{repetition}/{source.name}", budget)
-        placed = place(tokenizer, text, needle.sentence, max_tokens=budget, depth_percent=depth)
+        placed = place(tokenizer, text, needle.sentence, max_tokens=budget, depth_percent=depth, copies=copies)
         name = needle_id(needle)
         samples.append(
             _sample(
@@ -105,6 +110,7 @@ def needle_grid(
                 readings,
                 id="/".join(
                     [source.name, name, f"{length}-tokens", f"{depth:g}%", f"{layout}-x{readings}", f"seed-{seed}"]
+                    + ([f"{copies}-copies"] if copies > 1 else [])
                     + ([preset] if preset else [])
                     + [str(repetition)]
                 ),
@@ -118,6 +124,7 @@ def needle_grid(
                     "haystack": source.name,
                     "layout": layout,
                     "readings": readings,
+                    "copies": copies,
                     "seed": seed,
                     "repetition": repetition,
                     "preset": preset,
@@ -151,13 +158,15 @@ def _sample(
             f"the context should stand in the prompt {readings} time(s), unchanged; it is there {len(contexts)} times "
             f"(sample {id!r}): this tokenizer's chat template changes the text of a turn"
         )
-    start, end = placed.needle
+    begin, stop = _decoy(placed)
     spans = {
         "context": contexts,
-        "needle": tuple((first + start, first + end) for first, _ in contexts),
-        "decoy": tuple((first + begin, first + stop) for first, _ in contexts for begin, stop in [_decoy(placed)]),
+        "needle": tuple((first + start, first + end) for first, _ in contexts for start, end in placed.needles),
+        "decoy": tuple((first + begin, first + stop) for first, _ in contexts),
         "question": tuple((after + len(_ASK), after + len(_ASK) + len(needle.question)) for _, after in contexts),
     }
+    distance = count_tokens(tokenizer, prompt[spans["needle"][-1][1] : spans["question"][-1][0]])
+    metadata = {**metadata, "distance": distance}
     sample = Sample(id=id, prompt=prompt, target=needle.sentence, spans=spans, metadata=metadata)
     for name, text in (("needle", needle.sentence), ("question", needle.question)):
         if set(sample.text_of(name)) != {text}:
@@ -166,10 +175,11 @@ def _sample(
 
 
 def _decoy(placed: Placed) -> Span:
-    """As many characters as the needle's (fewer if there are not as many), amid the longer side of the haystack."""
-    start, end = placed.needle
-    low, high = (0, start) if start > len(placed.context) - end else (end, len(placed.context))
-    width = min(end - start, high - low)
+    """As many characters as the needle's (fewer if there are not as many), amid the longest stretch of haystack."""
+    needles = placed.needles
+    stretches = list(pairwise([0, *(edge for needle in needles for edge in needle), len(placed.context)]))[::2]
+    low, high = max(reversed(stretches), key=lambda stretch: stretch[1] - stretch[0])
+    width = min(needles[0][1] - needles[0][0], high - low)
     middle = (low + high - width) // 2
     return middle, middle + width
 
@@ -213,6 +223,7 @@ def _check_grid(
     depth_percents: Sequence[float | int],
     needles: NeedleName | Sequence[Needle],
     n_per_cell: int,
+    copies: int,
     preset: Preset | None,
     layout: Layout,
 ) -> None:
@@ -225,6 +236,8 @@ def _check_grid(
         raise SampleError(f"depth_percents lie in 0 (start) .. 100 (end), got {bad}")
     if n_per_cell < 1:
         raise SampleError(f"n_per_cell must be at least 1, got {n_per_cell}")
+    if copies < 1:
+        raise SampleError(f"copies counts how often the needle stands in the context, at least 1, got {copies}")
     if layout not in get_args(Layout):
         raise SampleError(f"layout is one of {get_args(Layout)}, got {layout!r}")
     if preset is not None and preset not in get_args(Preset):

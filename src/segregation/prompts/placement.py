@@ -1,6 +1,7 @@
-"""Where a needle goes in its haystack: at the end of a sentence, in a context of an exact number of tokens."""
+"""Where needles go in their haystack: at the ends of sentences, in a context of an exact number of tokens."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from segregation.errors import SampleError
@@ -13,38 +14,43 @@ _ATTEMPTS = 8
 
 @dataclass(frozen=True)
 class Placed:
-    """A haystack with a needle in it.
+    """A haystack with a needle in it, once or several times.
 
     Attributes:
         context: the text.
-        needle: where the sentence stands in it, in characters.
+        needles: where the sentence stands in it, in characters; every copy, in order.
         tokens: tokens of the context by itself (T).
-        measured_depth: needle start / (T - n) in percent, in tokens, n being the needle's tokens with its newlines.
+        measured_depth: haystack tokens before the last copy / (T - n) in percent, n being the tokens of all copies with
+            their newlines.
     """
 
     context: str
-    needle: Span
+    needles: tuple[Span, ...]
     tokens: int
     measured_depth: float
 
 
-def place(tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int, depth_percent: float | int) -> Placed:
+def place(
+    tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int, depth_percent: float | int, copies: int = 1
+) -> Placed:
     """Cut a haystack so that it has ``max_tokens`` tokens with the needle, and put the needle in.
 
     The haystack is cut between two tokens, as in arXiv 2510.19861, so it may end within a sentence. The needle, on a
     line of its own, goes to the end of the sentence before ``depth_percent`` of the haystack's tokens (to the start if
-    there is none); 100 appends it. Tokens are counted on the finished context, never above ``max_tokens``, and below
-    it only where no cut of the haystack gives that count exactly (a token or two).
+    there is none); 100 appends it. Copies are spread evenly up to there: of n, the i-th goes to i / n of that depth.
+    Tokens are counted on the finished context, never above ``max_tokens``, and below it only where no cut of the
+    haystack gives that count exactly (a token or two).
 
     Raises:
         SampleError: ``max_tokens`` leaves no token of haystack, or the haystack is too short or has the needle already.
     """
     line = f"\n{sentence}\n"
-    n_needle = count_tokens(tokenizer, line)
+    n_needle = copies * count_tokens(tokenizer, line)
     room = max_tokens - n_needle
     if room < 1:
+        has = "the needle has" if copies == 1 else f"the {copies} copies of the needle have"
         raise SampleError(
-            f"a context must hold its needle and at least one token of haystack: the needle has {n_needle} tokens, "
+            f"a context must hold its needle and at least one token of haystack: {has} {n_needle} tokens, "
             f"the context {max(max_tokens, 0)}; use a context length of at least {n_needle + 1} (plus any buffer)"
         )
     spans = token_spans(tokenizer, haystack)
@@ -52,18 +58,15 @@ def place(tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int
         raise SampleError(f"a haystack of {len(spans)} tokens is too short to leave {room} beside its needle")
     if sentence in haystack:
         raise SampleError(f"the haystack already has the needle {sentence!r}; use another haystack or needle")
-    goal = spans[min(int(room * depth_percent / 100), room - 1)][0]
-    at = max((end for match in _SENTENCE_END.finditer(haystack) if (end := match.end()) <= goal), default=0)
+    depths = [depth_percent * copy / copies for copy in range(1, copies + 1)]
+    goals = [spans[min(int(room * depth / 100), room - 1)][0] for depth in depths]
+    sentence_ends = [0, *(match.end() for match in _SENTENCE_END.finditer(haystack))]
+    ends = [max(end for end in sentence_ends if end <= goal) for goal in goals]
 
     def cut(n_tokens: int) -> Placed:
         kept = haystack[: spans[n_tokens - 1][1]]
-        start = len(kept) if depth_percent == 100 else min(at, len(kept))
-        context = kept[:start] + line + kept[start:]
-        found = token_spans(tokenizer, context)
-        taken = tokens_of(found, (start, start + len(line)))
-        rest = len(found) - len(taken)
-        span = (start + 1, start + 1 + len(sentence))
-        return Placed(context, span, len(found), 100 * taken[0] / rest if rest else 0.0)
+        starts = [len(kept) if depth == 100 else min(end, len(kept)) for depth, end in zip(depths, ends, strict=True)]
+        return _inserted(tokenizer, kept, line, starts)
 
     best: Placed | None = None
     n_tokens = room
@@ -81,3 +84,16 @@ def place(tokenizer: Tokenizer, haystack: str, sentence: str, *, max_tokens: int
         n_tokens -= 1
         best = placed if (placed := cut(n_tokens)).tokens <= max_tokens else None
     return best
+
+
+def _inserted(tokenizer: Tokenizer, kept: str, line: str, starts: Sequence[int]) -> Placed:
+    """The line put in at every one of these places of the haystack, which are in order."""
+    context = "".join(kept[a:b] + line for a, b in zip([0, *starts], starts, strict=False)) + kept[starts[-1] :]
+    lines = [(start + i * len(line), start + (i + 1) * len(line)) for i, start in enumerate(starts)]
+    found = token_spans(tokenizer, context)
+    taken = [tokens_of(found, part) for part in lines]
+    of_needles = {token for tokens in taken for token in tokens}
+    rest = len(found) - len(of_needles)
+    before = sum(token not in of_needles for token in range(taken[-1][0]))
+    needles = tuple((start + 1, end - 1) for start, end in lines)
+    return Placed(context, needles, len(found), 100 * before / rest if rest else 0.0)

@@ -1,7 +1,7 @@
 """One prompt with its target, the named spans in it, and what is known about it."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from segregation.errors import SampleError
 
@@ -62,3 +62,12 @@ class Sample:
         if span not in self.spans:
             raise SampleError(f"sample {self.id!r} has the spans {sorted(self.spans)}, not {span!r}")
         return tuple(self.prompt[start:end] for start, end in self.spans[span])
+
+
+def set_aside(samples: Sequence[Sample], experiment: str) -> list[Sample]:
+    """The samples, whose metadata names the one experiment that their outcomes are for; no other claim reads them.
+
+    >>> set_aside([Sample("a", "one", "two")], "routes")[0].metadata
+    {'experiment': 'routes'}
+    """
+    return [replace(sample, metadata={**sample.metadata, "experiment": experiment}) for sample in samples]
