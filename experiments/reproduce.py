@@ -2,7 +2,8 @@
 
     python -m experiments.reproduce
 
-What no claim rests on (the whole map, sweeps in all phases) runs on fewer samples than in the experiment by itself.
+What no claim rests on (the whole map, sweeps in all phases, borders of routes) runs on fewer samples than in the
+experiment by itself, or not at all.
 Writes one run folder per experiment and model below ``runs/reproduce``, and there ``claims.json``, ``figures/`` and
 ``report.html`` over all of them. Run it again after an interruption: it goes on where it was.
 """
@@ -14,7 +15,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from experiments import attention_ablation, benchmarks, head_sparsification, needle_visibility
+from experiments import (
+    attention_ablation,
+    benchmarks,
+    double_dissociation,
+    head_sparsification,
+    needle_visibility,
+    routes,
+    ssm_compensation,
+    state_probe,
+)
 from experiments.launch import main
 from experiments.needle_visibility import FEW_DEPTHS
 from experiments.options import Common
@@ -32,6 +42,10 @@ class Options:
         sparsification: sizes of the head sparsification.
         visibility: sizes of the needle visibility.
         tasks: sizes of the benchmarks, which keep as many heads as the sparsification finds.
+        memory: sizes of the routes.
+        dissociation: sizes of the double dissociation.
+        compensation: sizes of the search for compensation.
+        probe: sizes of the state probe.
         device: where the models go, "cpu" or "cuda".
         root: the folder that everything goes to.
         workers: processes that work side by side, each with its share of the cores.
@@ -50,6 +64,10 @@ class Options:
         )
     )
     tasks: benchmarks.Options = field(default_factory=benchmarks.Options)
+    memory: routes.Options = field(default_factory=lambda: routes.Options(borders=("question",)))
+    dissociation: double_dissociation.Options = field(default_factory=double_dissociation.Options)
+    compensation: ssm_compensation.Options = field(default_factory=ssm_compensation.Options)
+    probe: state_probe.Options = field(default_factory=state_probe.Options)
     device: str = "cpu"
     root: Path = Path("runs/reproduce")
     workers: int = min(4, os.cpu_count() or 1)
@@ -71,7 +89,11 @@ def run(options: Options) -> Path:
     chains: tuple[Chain, ...] = (
         ((head_sparsification.run, options.sparsification), (benchmarks.run, options.tasks)),
         ((needle_visibility.run, options.visibility),),
+        ((double_dissociation.run, options.dissociation),),
         ((attention_ablation.run, options.ablation),),
+        ((ssm_compensation.run, options.compensation),),
+        ((state_probe.run, options.probe),),
+        ((routes.run, options.memory),),
     )
     jobs = [
         functools.partial(run_chain, [(run_one, replace(sizes, model=model, **common)) for run_one, sizes in chain])

@@ -9,19 +9,26 @@ import pytest
 from experiments import (
     attention_ablation,
     benchmarks,
+    double_dissociation,
     head_sparsification,
     needle_visibility,
     paper_audit,
     reproduce,
+    routes,
+    ssm_compensation,
+    state_probe,
 )
 from experiments.launch import finish
 from segregation.errors import RecordError
 from segregation.interventions.rules import Plan
 from segregation.interventions.visibility import view_of
+from segregation.probes.samples import ProbeSamples
 from segregation.prompts.grid import Grid
 from segregation.runs.store import read_records
+from segregation.scores import compensation_claims, dissociation_claims
 from segregation.scores.claims import read_claims
 from segregation.scores.deciding import STATEMENTS
+from segregation.scores.route_claims import ROUTE_STATEMENTS
 from tests.made_up import save_random_model
 
 N_HEADS = 4
@@ -89,12 +96,37 @@ def test_reproduce_joins_all_runs(folder: Path, tmp_path: Path) -> None:
             max_new_tokens=2,
         ),
         tasks=benchmarks.Options(n=1),
+        memory=routes.Options(grid=replace(tiny, depths=(0,)), borders=("question",)),
+        dissociation=double_dissociation.Options(
+            needles=replace(tiny, depths=(0,), n_per_cell=7),
+            n_facts=7,
+            n_beside=1,
+            values=("zero",),
+            draws=1,
+            max_new_tokens=2,
+        ),
+        compensation=ssm_compensation.Options(
+            **dict.fromkeys(("plain", "far", "near", "nearest"), replace(tiny, depths=(0,))),
+            **dict.fromkeys(("twice", "together"), replace(tiny, depths=(100,), lengths=(250,), readings=2, copies=2)),
+            copies=(),
+            n_scored=1,
+            max_new_tokens=2,
+        ),
+        probe=state_probe.Options(
+            prompts=ProbeSamples(needles=4, haystacks=4, blocks=4, before=30, after=8),
+            distances=(5,),
+            exchanges=(4,),
+            max_new_tokens=1,
+        ),
         root=tmp_path,
         workers=1,
     )
     finish(reproduce.run(options))
     claims = json.loads((tmp_path / "claims.json").read_text())
-    assert {claim["id"] for claim in claims} == set(STATEMENTS)
+    said = [claim["id"] for claim in claims]
+    assert sorted(said) == sorted(
+        [*STATEMENTS, *ROUTE_STATEMENTS, *compensation_claims.STATEMENTS, *dissociation_claims.STATEMENTS]
+    )
     assert (tmp_path / "report.html").stat().st_size > 10_000
 
 

@@ -33,6 +33,17 @@ def test_jobs_run_in_other_processes_and_their_bars_are_drawn_here(capfd: pytest
     assert "job 0" in shown and "job 1" in shown and shown.count("3/3") == 2
 
 
+def work_twice(number: int) -> None:
+    work(number)
+    work(number)
+
+
+def test_pieces_of_work_with_one_title_share_a_bar_that_ends_full(capfd: pytest.CaptureFixture[str]) -> None:
+    side_by_side([functools.partial(work_twice, 3)], workers=1)
+    shown = capfd.readouterr().err
+    assert "6/6" in shown and "6/3" not in shown
+
+
 def test_an_error_of_a_job_comes_out() -> None:
     with pytest.raises(RecordError, match="another one"):
         side_by_side([fail], workers=1)

@@ -9,13 +9,14 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from segregation import __version__
+from segregation.report import compensation, dissociation, probes, routes
 from segregation.report.attention import attention_figures
 from segregation.report.figures import figures_of, png
 from segregation.report.names import plan_name
 from segregation.report.run import Run, read_runs
 from segregation.report.tables import beyond_window, claims_markdown, measured, rates
 from segregation.scores.claims import write_claims
-from segregation.scores.outcomes import has_outcome, sweep_point
+from segregation.scores.outcomes import general, has_outcome, sweep_point
 
 CAPTIONS = {
     "retrieval": "One panel per plan, one cell per context length and needle depth, coloured by the mean score of its "
@@ -36,6 +37,10 @@ CAPTIONS = {
     "over the positions of a phase, in percent; “if spread evenly”: what it would be if a head looked alike at every "
     "token that it sees. Below: the heads that look most, at each position that writes a token of the answer; what a "
     "head sees where it is ablated (×) goes nowhere.",
+    "probes": probes.CAPTION,
+    **routes.CAPTIONS,
+    **dissociation.CAPTIONS,
+    **compensation.CAPTIONS,
 }
 """What a reader has to know to read each figure, by the first part of its name."""
 
@@ -77,8 +82,15 @@ def write_report(folder: Path | str) -> list[Run]:
 
 
 def draw(run: Run) -> dict[str, bytes]:
-    """The figures of a run as PNG pictures, by name."""
-    return {name: png(figure) for name, figure in {**figures_of(run.outcomes), **attention_figures(run.path)}.items()}
+    """The figures of a run as PNG pictures, by name; what an experiment has a figure of its own for is drawn once."""
+    own = {
+        **routes.route_figures(run.records),
+        **dissociation.dissociation_figures(run.outcomes),
+        **compensation.compensation_figures(run.records),
+        **probes.probe_figures(run.records),
+    }
+    figures = {**figures_of(general(run.outcomes)), **own, **attention_figures(run.path)}
+    return {name: png(figure) for name, figure in figures.items()}
 
 
 def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]]) -> str:
@@ -88,9 +100,7 @@ def page(title: str, runs: Sequence[Run], pictures: dict[str, dict[str, bytes]])
     )
     environment.filters["base64"] = lambda picture: base64.b64encode(picture).decode()
     environment.filters["measured"] = measured
-    environment.filters["caption"] = lambda name: next(
-        text for start, text in CAPTIONS.items() if name.startswith(start)
-    )
+    environment.filters["caption"] = lambda name: CAPTIONS[max(filter(name.startswith, CAPTIONS), key=len)]
     return environment.get_template("page.html.jinja").render(
         title=title,
         version=__version__,

@@ -10,7 +10,7 @@ from segregation.runs.record import Record
 from segregation.runs.store import read_manifest, read_records
 from segregation.scores.claims import Claim
 from segregation.scores.outcomes import Outcome, outcomes
-from segregation.scores.verdicts import decide
+from segregation.scores.verdicts import decide_run
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Run:
         manifest: what was run.
         records: what came out, in the order it was written.
         outcomes: the records, scored, in the same order; one for each record that ``has_outcome``.
-        claims: what they say about the paper's claims.
+        claims: what they say about the paper's claims, and those beyond it.
     """
 
     path: Path
@@ -45,7 +45,7 @@ def read_run(folder: Path | str) -> Run:
     """
     records = read_records(folder)
     scored = outcomes(records)
-    return Run(Path(folder), read_manifest(folder), records, scored, decide(scored))
+    return Run(Path(folder), read_manifest(folder), records, scored, decide_run(records, scored))
 
 
 def read_runs(folder: Path | str) -> list[Run]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from segregation.interventions.token_rules import BalanceTokens, HideTokens, OnlyTokens
 from segregation.report.names import phase_name, plan_name
-from segregation.scores.claims import Claim
+from segregation.scores.claims import INDICES, Claim
 from segregation.scores.outcomes import Outcome, sweep_point
 from segregation.scores.statistics import wilson
 
@@ -21,19 +21,23 @@ _STYLES = {"holds": "bold green", "fails": "bold red", "undecided": "yellow"}
 
 
 def measured(claim: Claim) -> str:
-    """The measured number with its interval, in percent.
+    """The measured number with its interval, in percent, or an index as it is.
 
     >>> measured(Claim("ablation", "", "m", None, 0.0, 0.0, 0.037, 100, "holds", ()))
     '0.0% [0.0, 3.7]'
+    >>> measured(Claim("segregation-index", "", "m", None, 1.0, 0.98, 1.0, 60, "holds", ()))
+    '1.00 [0.98, 1.00]'
     """
     if claim.measured is None or claim.ci_low is None or claim.ci_high is None:
         return "-"
+    if claim.id in INDICES:
+        return f"{claim.measured:.2f} [{claim.ci_low:.2f}, {claim.ci_high:.2f}]"
     return f"{claim.measured:.1%} [{100 * claim.ci_low:.1f}, {100 * claim.ci_high:.1f}]"
 
 
 def claims_table(claims: Sequence[Claim]) -> Group:
     """The claims for a terminal: a row each, then what each says and how to read its number."""
-    table = Table(title="Claims of arXiv 2510.19861", title_justify="left", show_edge=False, box=box.ROUNDED)
+    table = Table(title="Claims", title_justify="left", show_edge=False, box=box.ROUNDED)
     for name in ("claim", "model"):
         table.add_column(name)  # folded where the terminal is narrow, so that numbers and verdicts stay whole
     for name in ("measured [95% CI]", "n"):

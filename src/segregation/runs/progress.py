@@ -4,6 +4,7 @@ import contextlib
 import multiprocessing as mp
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -56,11 +57,15 @@ def side_by_side(jobs: Sequence[Callable[[], T]], workers: int) -> list[T]:
     with pool, bars() as drawn:
         futures = [pool.submit(job) for job in jobs]
         tasks: dict[str, Any] = {}
+        totals: Counter[str] = Counter()
         while not all(future.done() for future in futures) or not said.empty():
             while not said.empty():
                 step: Step = said.get()
                 if step.title not in tasks:
-                    tasks[step.title] = drawn.add_task(step.title, total=step.total)
+                    tasks[step.title] = drawn.add_task(step.title, total=0)
+                if step.done == 0:  # a piece of work begins; several may have one title
+                    totals[step.title] += step.total
+                    drawn.update(tasks[step.title], total=totals[step.title])
                 drawn.advance(tasks[step.title], step.done)
             wait_for(futures, timeout=0.2)
             if any(future.done() and not future.cancelled() and future.exception() for future in futures):

@@ -1,4 +1,4 @@
-"""A claim of arXiv 2510.19861 about one model: what was measured, and whether it holds.
+"""A claim, of arXiv 2510.19861 or beyond it, about one model: what was measured, and whether it holds.
 
 Every verdict reads an interval, not a point: a claim ``holds`` if its whole 95% interval lies on the right side of the
 bar, ``fails`` if the whole interval lies on the wrong side, and is ``undecided`` in between, or where the untouched
@@ -15,6 +15,9 @@ from typing import Any, Literal, get_args
 from segregation.errors import RecordError
 
 Verdict = Literal["holds", "fails", "undecided"]
+
+INDICES = frozenset({"segregation-index", "double-dissociation"})
+"""Claims whose measured number is an index from -1 to 1; that of every other one is a share or a difference of two."""
 
 
 @dataclass(frozen=True)

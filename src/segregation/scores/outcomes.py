@@ -95,6 +95,15 @@ def has_outcome(record: Record) -> bool:
     return record.kind == "generate" or (record.kind == "loglikelihood" and bool(record.choices))
 
 
+def general(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """The outcomes whose samples are not set aside for one experiment, as their metadata's ``experiment`` would say.
+
+    >>> general([])
+    []
+    """
+    return [outcome for outcome in outcomes if not outcome.metadata.get("experiment")]
+
+
 @functools.cache
 def sweep_point(plan: Plan) -> Sweep | None:
     """The sweep point of a plan with one rule that keeps k heads in every attention layer, else ``None``.

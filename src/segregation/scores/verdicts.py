@@ -1,4 +1,4 @@
-"""Deciding each claim of arXiv 2510.19861 from the outcomes of one run on one model; needs no model."""
+"""Deciding each claim, those of arXiv 2510.19861 and those beyond it, from one run on one model; needs no model."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -6,7 +6,9 @@ from statistics import fmean
 
 from segregation.errors import ScoreError
 from segregation.interventions.rules import Plan
+from segregation.runs.record import Record
 from segregation.scores.claims import Claim
+from segregation.scores.compensation_claims import compensation
 from segregation.scores.deciding import (
     ABLATED,
     GONE,
@@ -26,15 +28,29 @@ from segregation.scores.deciding import (
     sweep_of,
     without_classic,
 )
+from segregation.scores.dissociation_claims import double_dissociation, recurrent_ablation
 from segregation.scores.knowledge import benchmarks
-from segregation.scores.outcomes import Outcome
+from segregation.scores.outcomes import Outcome, general
+from segregation.scores.route_claims import route_claims
 from segregation.scores.statistics import Interval, bootstrap_mean
 from segregation.scores.visibility import context_somewhere, needle_in_generation, prefill_nonsense
 
+Decider = Callable[[Sequence[Outcome]], Claim | None]
+
+
+def decide_run(records: Sequence[Record], outcomes: Sequence[Outcome]) -> list[Claim]:
+    """Every claim that a run can decide: the paper's, then those about what recurrence does.
+
+    Samples that an experiment set aside for itself (``general`` leaves them out) decide nothing but its own claims.
+    """
+    beyond: tuple[Decider, ...] = (compensation, recurrent_ablation, double_dissociation)
+    own = [claim for decider in beyond if (claim := decider(outcomes)) is not None]
+    return [*decide(general(outcomes)), *route_claims(records), *own]
+
 
 def decide(outcomes: Sequence[Outcome]) -> list[Claim]:
-    """Every claim whose own intervention is among the outcomes, in the order of the paper."""
-    deciders: tuple[Callable[[Sequence[Outcome]], Claim | None], ...] = (
+    """Every claim of the paper whose own intervention is among the outcomes, in the order of the paper."""
+    deciders: tuple[Decider, ...] = (
         ablation,
         just_read_twice,
         sparsity,
