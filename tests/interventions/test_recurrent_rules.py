@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from segregation.errors import PlanError
 from segregation.interventions.apply import enter
 from segregation.interventions.head_rules import AblateHeads
 from segregation.interventions.phase import Phase
@@ -232,3 +233,11 @@ def test_nothing_leaks_into_the_next_run(any_scan: HybridModel):
         once = logits(edited)
         assert torch.equal(logits(any_scan), base)
         assert torch.equal(logits(edited), once)
+
+
+def test_a_rule_about_tokens_that_are_read_in_another_phase_is_refused(any_scan: HybridModel):
+    sample = Sample(id="a", prompt="abcdefgh", target="x", spans={"needle": ((2, 5),)})
+    for during in (Phase.DECODE, Phase.LAST):
+        plan = Plan(AblateRecurrent("skip", span="needle", during=during))
+        with pytest.raises(PlanError, match="reads the tokens of 'needle' in PREFILL alone"):
+            list(generate(any_scan, [sample], plan, max_new_tokens=2))

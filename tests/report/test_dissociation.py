@@ -49,8 +49,8 @@ def test_the_phase_map_names_the_smallest_sets() -> None:
     retrieval, language = figures["dissociation_phases"].axes[:2]
     assert retrieval.images[0].get_array().tolist() == [[0, 1, 0, 1, 1, 0, 1], [0] * 7, [0, 1, 0, 1, 1, 0, 1]]
     texts = [text.get_text() for text in language.texts]
-    assert "destroyed by no set\nsuffices in none" in texts
-    assert texts.count("destroyed by P\nsuffices in L+N") == 0
+    assert "destroyed by no set\nneeded in no phase" in texts
+    assert texts.count("destroyed by P\nneeded in P only") == 2  # recurrence, and both
     assert [label.get_text() for label in retrieval.get_yticklabels()] == [
         "attention heads",
         "recurrent mixers",

@@ -52,7 +52,8 @@ def test_attention_alone_serves_retrieval_and_recurrence_alone_language() -> Non
     assert found.raw.value == pytest.approx(1, abs=0.06) and found.index is not None
     assert found.index.value == pytest.approx(1, abs=0.06) and found.index.low > 0.7 and found.index.high <= 1
     assert found.verdict == "double"
-    assert found.lopsided.low > 0.7 and found.harm_gap.low < 0 < found.harm_gap.high
+    assert min(found.lopsided[side].low for side in ("attention", "recurrent")) > 0.7
+    assert found.harm_gap.low < 0 < found.harm_gap.high and found.harm_gap_size < 0.1
 
 
 def test_the_reverse() -> None:
@@ -67,9 +68,21 @@ def test_a_symmetric_system() -> None:
     assert found.verdict == "none"
 
 
-def test_one_side_serves_both_and_the_other_language() -> None:
-    """A single dissociation: they differ on retrieval alone."""
-    assert toy((1, 0.5), (0, 0.5), (1, 1)).verdict == "single"
+@pytest.mark.parametrize(("a", "s"), [((0.5, 0.5), (0, 1)), ((0.8, 0), (0.4, 0.4))])
+def test_damage_without_aim_on_one_side_is_a_single_dissociation(
+    a: tuple[float, float], s: tuple[float, float]
+) -> None:
+    """At equal harm both tests count, but one of the sides takes as much from one ability as from the other."""
+    found = toy(a, s, (1, 1))
+    assert all(test.adjusted < 0.05 for test in found.contrasts)
+    assert found.verdict == "single"
+
+
+def test_gaps_of_opposite_sign_do_not_cancel() -> None:
+    right = np.ones((4, 4, 20))
+    right[::2, 1], right[1::2, 2] = 0, 0  # in turn A, then S, takes everything
+    found = dissociate(Measured(right, 0), {"facts": Measured(right, 0)}, n_resamples=200)
+    assert (found.harm_gap.value, found.harm_gap_size) == (0, 1)
 
 
 @pytest.mark.parametrize(("a", "s", "index"), [((1, 0), (0, 1), 1), ((0, 1), (1, 0), -1), ((0.4, 0.4), (0.4, 0.4), 0)])

@@ -149,6 +149,31 @@ def test_without_base_sides_or_pairs_it_is_undecided(rows: Callable[[], list[Out
         assert claim.verdict == "undecided" and claim.measured is None and why in claim.note
 
 
+def test_facts_that_are_only_more_fragile_do_not_hold() -> None:
+    first, second = claims(made(lambda plan, task: 0.2 if task == RETRIEVAL else 0.8))
+    assert (first.verdict, second.verdict) == ("undecided", "fails")  # attention too takes more from facts
+    assert first.ci_low > 0 and first.note.startswith("attention heads of equal harm may do the same")
+
+
+def test_a_control_that_dissociates_as_much_decides_nothing() -> None:
+    """Random pairs, whose sides are of both kinds, answer as the matched ones do."""
+
+    def as_matched(outcome: Outcome) -> bool:
+        first = next(o.plan for o in rows if o.metadata[PART] == outcome.metadata[PART] and o.plan != BASE)
+        return (outcome.task == RETRIEVAL) != (outcome.plan == first)
+
+    rows = runs(segregated)
+    dealt_out = [
+        dataclasses.replace(o, correct=as_matched(o)) if o.metadata[PART].startswith("random") and o.plan != BASE else o
+        for o in rows
+    ]
+    found = judge(dealt_out).found
+    assert found is not None and found.at_random is not None and abs(found.at_random.value) == 1
+    _, second = claims(dealt_out)
+    assert found.verdict == "double"
+    assert second.verdict == ("undecided" if found.at_random.value > 0 else "holds")
+
+
 def test_few_pairs_are_measured_but_decide_nothing() -> None:
     for claim in claims(made(segregated, mixers=MIXERS[:6])):  # all mixers, and two of them
         assert (claim.verdict, claim.measured) == ("undecided", 1)

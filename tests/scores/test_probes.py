@@ -3,8 +3,8 @@ import pytest
 from segregation.errors import ScoreError
 from segregation.prompts.sample import Sample
 from segregation.runs.record import Record
-from segregation.scores.probes import difference, patch_rows, probe_rows
-from segregation.scores.statistics import Interval, wilson
+from segregation.scores.probes import patch_rows, probe_rows
+from segregation.scores.statistics import Interval, difference, wilson
 
 
 def measured(name: str, values: dict[str, float], settings: dict, metadata: dict | None = None, model: str = "m"):

@@ -29,12 +29,22 @@ Right = Callable[[frozenset[str], int], bool]
 
 
 def toy(
-    right: Right, *, n: int = 100, border: str = "question", channels: tuple[str, ...] = CHANNELS, corrupt_base: int = 0
+    right: Right,
+    *,
+    n: int = 100,
+    border: str = "question",
+    channels: tuple[str, ...] = CHANNELS,
+    corrupt_base: int = 0,
+    same_state: int = 0,
 ) -> list[Record]:
-    """Measurements of a toy; its corrupt run gets all needles right but the first ``corrupt_base``."""
+    """Measurements of a toy; its corrupt run gets all needles right but the first ``corrupt_base``.
+
+    In the first ``same_state`` samples both runs leave the same states.
+    """
     records = []
     for i in range(n):
         values: dict[str, float] = {"position": 9.0}
+        values |= {f"change/{c[0]}": float(c in ("keys", "values") or i >= same_state) for c in channels}
         for size in range(len(channels) + 1):
             for some in itertools.combinations(channels, size):
                 ok = right(frozenset(some), i)
@@ -214,3 +224,14 @@ def test_a_model_without_recurrent_layers_has_an_index_and_no_claim_about_its_st
     found = route_claims(toy(attention, channels=ATTENTION))
     assert [(claim.id, claim.verdict) for claim in found] == [("segregation-index", "holds")]
     assert "this model has no recurrent state, which therefore carries nothing" in found[0].note
+
+
+def test_a_state_that_is_the_same_in_both_runs_decides_nothing() -> None:
+    for claim in route_claims(toy(attention, same_state=2)):
+        assert claim.verdict == "undecided" and claim.measured is None
+        assert claim.note.startswith("in 2 of 100 samples both runs leave the same state")
+
+
+def test_a_state_that_is_overruled_is_told() -> None:
+    claims = {claim.id: claim for claim in route_claims(toy(attention))}
+    assert "with the state alone the other run's needle is written in 0%" in claims["state-only"].note

@@ -6,6 +6,7 @@ from itertools import combinations, permutations
 from segregation.errors import PlanError, SampleError
 from segregation.interventions.contradictions import differ, same_place
 from segregation.interventions.patch_source import check_patch
+from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent, PatchState
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import (
@@ -106,6 +107,12 @@ def _check_recurrent(plan: Plan, spans: TokenSpans | None, prompt_length: int) -
     for rule, (tokens, new) in named.items():
         if not tokens and not new:
             raise PlanError(f"{rule} names no token of this prompt: but takes away all of span; leave the rule out")
+        read = {Phase.LAST if token == prompt_length - 1 else Phase.PREFILL for token in tokens}
+        if not any(phase in rule.during for phase in read | ({Phase.DECODE} if new else set())):
+            raise PlanError(
+                f"{rule} acts nowhere: the mixer reads the tokens of {rule.span!r} in "
+                f"{' and '.join(sorted(map(str, read)))} alone. Give it a phase in which they are read"
+            )
     for one, other in combinations(named, 2):
         (tokens, new), (others, others_new) = named[one], named[other]
         both = one.during & other.during

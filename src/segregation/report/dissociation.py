@@ -43,7 +43,7 @@ CAPTIONS = {
     "dissociation_phases": "All attention heads, all recurrent mixers, or both are set to zero in some phases "
     "(across): each cell is the share of the ability that this takes away, with its 95% interval. “Prefill” is every "
     "prompt position but the last. To the right, in letters (P prefill, L last prompt token, N new tokens): the "
-    "smallest sets of phases whose ablation takes 95% or more, and the smallest in which the component suffices, as "
+    "smallest sets of phases whose ablation takes 95% or more, and the smallest that it is needed in, as "
     "ablating it in all the others takes at most 5%; by the measured shares, not their intervals.",
 }
 """What a reader has to know to read each figure."""
@@ -194,7 +194,9 @@ def _map(axis: Axes, task: str, cells: Mapping[Cell, Interval]) -> AxesImage:
             axis.text(x, y, text, ha="center", va="center", fontsize=8, color=colour)
         if len(row) == len(PHASES):
             effects = {phase: interval.value for phase, interval in row.items()}
-            text = f"destroyed by {_sets(destroying(effects))}\nsuffices in {_sets(sufficing(effects))}"
+            needed = _sets(sufficing(effects))
+            only = "" if needed == "no phase" else " only"
+            text = f"destroyed by {_sets(destroying(effects))}\nneeded in {needed}{only}"
             axis.text(len(PHASES) - 0.4, y, text, va="center", fontsize=8, clip_on=False)
     image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis", aspect="auto", interpolation="nearest")
     axis.set_xticks(range(len(PHASES)), _COLUMNS, fontsize=8)
@@ -223,9 +225,9 @@ def _sets(phases: Sequence[Phase]) -> str:
     """Sets of phases in letters.
 
     >>> _sets((Phase.LAST, Phase.PREFILL | Phase.DECODE)), _sets((Phase(0),)), _sets(())
-    ('L, P+N', 'none', 'no set')
+    ('L, P+N', 'no phase', 'no set')
     """
-    named = ["+".join(letter for phase, letter in _LETTERS.items() if phase in found) or "none" for found in phases]
+    named = ["+".join(letter for phase, letter in _LETTERS.items() if phase in found) or "no phase" for found in phases]
     return ", ".join(named) or "no set"
 
 

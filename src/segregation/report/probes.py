@@ -16,8 +16,9 @@ from segregation.scores.probes import PatchRow, ProbeRow, patch_rows, probe_rows
 CAPTION = (
     "Left: how often a linear probe tells, from one layer and some tokens after the needle, which of the needles was "
     "read (above), or whether it was the needle that the question asks for or the same sentence about something else "
-    "(below). Every probe is tested on haystacks, and below on needles too, that it was not fitted to. Bars: Wilson "
-    "95% intervals. Grey: the same probes fitted to shuffled labels, lowest to highest layer. Right: does it matter? "
+    "(below). Every probe is tested on haystacks that it was not fitted to, and below on other words of the needle too "
+    "(the subject asked for stays the same). Bars: Wilson 95% intervals. Grey: the same probes fitted to shuffled "
+    "labels, lowest to highest layer. Right: does it matter? "
     "At the same distance the run goes on with the recurrent and convolution states, or with the keys and values, of a "
     "run that read another needle in the same haystack; above, how often it then answers with the other run's needle; "
     "below, how the log-probability of both needles changes (bootstrap 95% intervals). What a probe can read is there; "

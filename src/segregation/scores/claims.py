@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segregation.errors import RecordError
+from segregation.scores.statistics import Interval
 
 Verdict = Literal["holds", "fails", "undecided"]
 
@@ -52,6 +53,36 @@ class Claim:
     verdict: Verdict
     evidence: tuple[str, ...]
     note: str = ""
+
+
+def conclude(
+    id: str,
+    said: tuple[str, str | None],
+    verdict: Verdict,
+    measured: Interval | None,
+    *,
+    model: str,
+    n: int,
+    evidence: Sequence[str],
+    note: str,
+) -> Claim:
+    """A claim with what was measured of it, if anything; ``said`` is its statement and the paper's own value.
+
+    ``n`` counts where nothing was measured; else the interval knows.
+    """
+    return Claim(
+        id=id,
+        statement=said[0],
+        model=model,
+        paper=said[1],
+        measured=None if measured is None else measured.value,
+        ci_low=None if measured is None else measured.low,
+        ci_high=None if measured is None else measured.high,
+        n=n if measured is None else measured.n,
+        verdict=verdict,
+        evidence=tuple(evidence),
+        note=note,
+    )
 
 
 def write_claims(claims: Sequence[Claim], path: Path | str) -> None:

@@ -10,10 +10,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from segregation.errors import ScoreError
 from segregation.interventions.compensation import CRIPPLED, Setting, setting_of
 from segregation.interventions.rules import Plan
 from segregation.runs.record import Record
+from segregation.scores.bootstrap import benjamini_hochberg
 from segregation.scores.deciding import GONE
 from segregation.scores.outcomes import Outcome, outcomes
 from segregation.scores.retrieval import target_loglikelihood
@@ -158,12 +161,10 @@ def helping(rows: Sequence[Row]) -> list[Row]:
     >>> helping(rows) == rows[1:]
     True
     """
-    from scipy.stats import false_discovery_control  # half a second to import
-
     if not rows:
         return []
     p_values = [p for row in rows for p in (_p_exact(row.exact), _p_gain(row.gains))]
-    found = false_discovery_control(p_values) < ALPHA
+    found = np.array(benjamini_hochberg(p_values)) < ALPHA
     return [row for row, at in zip(rows, range(0, len(found), 2), strict=True) if found[at : at + 2].any()]
 
 
@@ -174,13 +175,13 @@ def _p_exact(exact: Interval) -> float:
 
 
 def _p_gain(gains: Sequence[float]) -> float:
-    """Two-sided; 1 where the mean gain is not above 0, or none is more than noise."""
+    """Of gains above 0; 1 where none is more than noise."""
     from scipy.stats import wilcoxon
 
     real = [gain for gain in gains if abs(gain) > NOISE]
-    if not real or sum(gains) <= 0:
+    if not real:
         return 1.0
-    return float(wilcoxon(real).pvalue)  # pyright: ignore[reportAttributeAccessIssue]
+    return float(wilcoxon(real, alternative="greater").pvalue)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def prompting_of(outcome: Outcome) -> Prompting:

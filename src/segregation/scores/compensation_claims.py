@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from segregation.interventions.compensation import CRIPPLED, Setting, setting_of
-from segregation.scores.claims import Claim, Verdict
+from segregation.scores.claims import Claim, Verdict, conclude
 from segregation.scores.compensation import Prompting, prompting_of
 from segregation.scores.deciding import BASE, GONE, all_of, at_least, at_most, base_of, base_problem, rate, retained
 from segregation.scores.outcomes import Outcome
@@ -29,8 +29,9 @@ def compensation(outcomes: Sequence[Outcome]) -> Claim | None:
     ``measured`` is the best of the cases in which everything on the prompt is tried at once (the context read again,
     several needles in it, the last right before the question), over the ways to keep attention from the needle, with
     the distractors in the state or not; all of them must lie at or below 5%. Every other prompting is tried on fewer
-    samples: one whose whole interval lies above 5% fails the claim. Control: with attention left alone, recurrent
-    layers that skip the distractors keep half of base retrieval, so that skipping is not what breaks the model.
+    samples: a rate above 5% leaves the claim undecided, a whole interval above it fails it. Control: with attention
+    left alone, recurrent layers that skip the distractors keep half of base retrieval, so that skipping is not what
+    breaks the model.
     """
     cells: dict[tuple[Setting, Prompting], list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
@@ -59,7 +60,7 @@ def compensation(outcomes: Sequence[Outcome]) -> Claim | None:
     control = retained(skipping, base)
     elsewhere = {cell: rate(group) for cell, group in tried.items() if cell not in best_case}
     verdicts: list[Verdict] = [at_most(rate(group), GONE) for group in best_case.values()]
-    restored: list[Verdict] = ["fails" for interval in elsewhere.values() if at_most(interval, GONE) == "fails"]
+    restored = [at_most(interval, GONE) for interval in elsewhere.values() if interval.value > GONE]
     verdict = all_of(*verdicts, *restored)
     where = f"best with attention {setting.attention} and recurrent layers that {_reading(setting)}"
     note = (
@@ -68,8 +69,8 @@ def compensation(outcomes: Sequence[Outcome]) -> Claim | None:
         f"control: with attention left alone, distractors skipped, {control.value:.0%} of base retrieval is kept "
         f"(n = {control.n})"
     )
-    if verdict == "holds" and at_least(control, ALIVE) == "fails":
-        verdict, note = "undecided", f"skipping the distractors breaks the model by itself; {note}"
+    if verdict == "holds" and at_least(control, ALIVE) != "holds":
+        verdict, note = "undecided", f"skipping the distractors may break the model by itself; {note}"
     evidence = [row for (setting, _), group in tried.items() for row in group]
     return _claim([*evidence, *skipping], best, verdict, note)
 
@@ -79,17 +80,13 @@ def _reading(setting: Setting) -> str:
 
 
 def _claim(rows: Sequence[Outcome], measured: Interval, verdict: Verdict, note: str) -> Claim:
-    statement, paper = STATEMENTS["compensation"]
-    return Claim(
-        id="compensation",
-        statement=statement,
+    return conclude(
+        "compensation",
+        STATEMENTS["compensation"],
+        verdict,
+        measured,
         model=rows[0].model,
-        paper=paper,
-        measured=measured.value,
-        ci_low=measured.low,
-        ci_high=measured.high,
         n=measured.n,
-        verdict=verdict,
-        evidence=tuple(f"generate:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])),
+        evidence=[f"generate:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])],
         note=note,
     )

@@ -6,7 +6,7 @@ from statistics import fmean
 
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, Plan
-from segregation.scores.claims import Claim, Verdict
+from segregation.scores.claims import Claim, Verdict, conclude
 from segregation.scores.outcomes import Outcome, Sweep, sweep_point
 from segregation.scores.statistics import Interval, bootstrap_retention, mcnemar, wilson
 
@@ -207,19 +207,15 @@ def all_of(*verdicts: Verdict) -> Verdict:
 
 def claim_of(id: str, rows: Sequence[Outcome], measured: Interval | None, verdict: Verdict, note: str) -> Claim:
     """A claim about the model of ``rows``, at least one, whose records (and the base's) are the evidence."""
-    statement, paper = STATEMENTS[id]
     kind = "generate" if rows[0].task == "needle" else "loglikelihood"
-    return Claim(
-        id=id,
-        statement=statement,
+    return conclude(
+        id,
+        STATEMENTS[id],
+        verdict,
+        measured,
         model=rows[0].model,
-        paper=paper,
-        measured=None if measured is None else measured.value,
-        ci_low=None if measured is None else measured.low,
-        ci_high=None if measured is None else measured.high,
-        n=len({row.sample_id for row in rows}) if measured is None else measured.n,
-        verdict=verdict,
-        evidence=tuple(f"{kind}:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])),
+        n=len({row.sample_id for row in rows}),
+        evidence=[f"{kind}:*:{plan.hash}*" for plan in dict.fromkeys([BASE, *(row.plan for row in rows)])],
         note=note,
     )
 

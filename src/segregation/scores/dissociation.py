@@ -87,10 +87,15 @@ class Dissociation:
         raw: the same before.
         at_random: mean of random pairs.
         contrasts: the tests, retrieval first, then the task that decides, then others.
-        verdict: over the first two contrasts: ``"double"`` if both count, ``"single"`` if one does.
+        verdict: of the first two contrasts, ``"double"`` if both count, ``"single"`` if one does. One counts if its
+            test does *and* the side that hits harder takes more from that ability than from the other: between pairs
+            of equal harm the two tests alone are nearly one, as what a side takes less of one it takes more of the
+            other.
         interactions: E(A+S) - E(A) - E(S) by task.
         harm_gap: (E_R + E_L) / 2 of A less that of S, on these samples.
-        lopsided: E_L(S) - E_R(S): how much more the recurrent side takes from language than from retrieval.
+        harm_gap_size: its size, mean over pairs, in which gaps of opposite sign do not cancel.
+        lopsided: per side, how much more it takes from the ability that it should serve than from the other:
+            E_R(A) - E_L(A), and E_L(S) - E_R(S).
     """
 
     effects: Mapping[str, Mapping[str, Interval]]
@@ -101,7 +106,8 @@ class Dissociation:
     verdict: DissociationVerdict
     interactions: Mapping[str, Interval]
     harm_gap: Interval
-    lopsided: Interval
+    harm_gap_size: float
+    lopsided: Mapping[str, Interval]
 
 
 def effect(intact: Number, ablated: Number, chance: Number) -> np.ndarray:
@@ -203,7 +209,13 @@ def dissociate(
         Contrast(name, SIDES[signs[name] < 0], differences[name][0], p, q)
         for name, p, q in zip(tasks, p_values, benjamini_hochberg(p_values), strict=True)
     )
-    counting = sum(test.adjusted <= ALPHA for test in tests[:2])
+    lopsided = {
+        side: combined({("retrieval", number): sign, (main, number): -sign})[0]
+        for side, number, sign in ((SIDES[0], 0, 1.0), (SIDES[1], 1, -1.0))
+    }
+    counting = sum(test.adjusted <= ALPHA and lopsided[test.harder].low > 0 for test in tests[:2])
+    harm = [_effects_of_pairs(task) for task in (retrieval, language[main])]
+    gaps = (harm[0][:, 0] - harm[0][:, 1] + harm[1][:, 0] - harm[1][:, 1]) / 2
     raw, raw_column = combined({("retrieval", 0): 0.5, ("retrieval", 1): -0.5, (main, 0): -0.5, (main, 1): 0.5})
     at_random, index = None, None
     if random_pairs is not None:
@@ -223,7 +235,8 @@ def dissociate(
         verdict=("none", "single", "double")[counting],
         interactions={name: combined({(name, 2): 1.0, (name, 0): -1.0, (name, 1): -1.0})[0] for name in tasks},
         harm_gap=combined({("retrieval", 0): 0.5, (main, 0): 0.5, ("retrieval", 1): -0.5, (main, 1): -0.5})[0],
-        lopsided=combined({(main, 1): 1.0, ("retrieval", 1): -1.0})[0],
+        harm_gap_size=float(np.abs(gaps).mean()),
+        lopsided=lopsided,
     )
 
 
@@ -233,6 +246,11 @@ def _effects(
     """Effects of the conditions after the first, mean over sets; the intact rate is that over all sets."""
     intact = means[:, :, :1].mean(axis=1, keepdims=True)
     return effect(np.broadcast_to(intact, means[:, :, 1:].shape), means[:, :, 1:], chance).mean(axis=1)
+
+
+def _effects_of_pairs(task: Measured) -> Float[np.ndarray, "set side"]:
+    means = task.right.mean(axis=2)
+    return effect(np.full(means[:, 1:].shape, means[:, 0].mean()), means[:, 1:], task.chance)
 
 
 def _at_random(

@@ -1,6 +1,5 @@
 """What probes told and what patches changed, from their records: rates with intervals, per layer and distance."""
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from pathlib import PurePath
 
 from segregation.errors import ScoreError
 from segregation.runs.record import Record
-from segregation.scores.statistics import Interval, bootstrap_mean, wilson
+from segregation.scores.statistics import Interval, bootstrap_mean, difference, wilson
 
 PROBE, INTERCHANGE, UNTOUCHED = "linear-probe", "interchange", "untouched"
 """The setting ``measure`` of the records that are read here."""
@@ -123,21 +122,6 @@ def patch_rows(records: Iterable[Record]) -> list[PatchRow]:
         alone = [values for (of, _), values in untouched.items() if of == model]
         rows.append(_patch_row(model, "nothing", None, [(values, values) for values in alone]))
     return rows
-
-
-def difference(first: Interval, second: Interval) -> Interval:
-    """A difference of two rates, with the interval that their two Wilson intervals give, as of independent samples.
-
-    (Newcombe 1998, method 10)
-
-    >>> found = difference(wilson(9, 10), wilson(3, 10))
-    >>> round(found.low, 3), round(found.value, 3), round(found.high, 3)
-    (0.171, 0.6, 0.809)
-    """
-    value = first.value - second.value
-    low = math.hypot(first.value - first.low, second.high - second.value)
-    high = math.hypot(first.high - first.value, second.value - second.low)
-    return Interval(value, value - low, value + high, first.n)
 
 
 def _patch_row(

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from segregation.errors import ScoreError
 from segregation.interventions.rules import Plan
 from segregation.runs.record import Record
-from segregation.scores.claims import Claim, Verdict
+from segregation.scores.claims import Claim, Verdict, conclude
 from segregation.scores.deciding import BASE_NEEDED, GONE, KEPT, all_of, at_least, at_most
 from segregation.scores.routes import (
     ATTENTION,
@@ -28,7 +30,8 @@ _KINDS = {"KV cache": ATTENTION, "recurrent state": RECURRENCE}
 
 ROUTE_STATEMENTS: dict[str, tuple[str, str | None]] = {
     "state-only": (
-        "the recurrent state alone does not carry the needle; the KV cache alone does",
+        "the recurrent state alone does not bring the needle back against another run's KV cache; the KV cache alone "
+        "does, against another run's state",
         "no compensatory mechanism",
     ),
     "segregation-index": (
@@ -59,8 +62,10 @@ def state_only(table: RouteTable, others: Sequence[RouteTable] = ()) -> Claim | 
     """With the state alone from the clean run at most 5% comes back, and with the KV cache alone at least 95% does.
 
     ``measured`` is the recovery of the state alone, in exact retrieval of the clean needle; the note has that of the KV
-    cache, and what the other borders give. Controls: the clean and the corrupt run write their own needles. A model
-    without one of the two has nothing to say here.
+    cache, what the other borders give, and how often the state alone leaves the other run's needle to be written: a
+    state that holds the needle and is overruled does that too, so the claim is about what prevails. (``compensation``
+    asks a state that nothing overrules.) Controls: the clean and the corrupt run write their own needles, and their
+    states differ. A model without one of the two has nothing to say here.
     """
     if set(table.channels) != set(CHANNELS):
         return None
@@ -68,12 +73,14 @@ def state_only(table: RouteTable, others: Sequence[RouteTable] = ()) -> Claim | 
         return _claim("state-only", table, None, "undecided", problem)
     state, kv = recovery(table, RECURRENCE), recovery(table, ATTENTION)
     verdict = all_of(at_most(state, GONE), at_least(kv, KEPT))
-    parts = [f"recovery at the border {DECIDING!r}: state alone {_told(state)}, KV cache alone {_told(kv)}"]
+    overruled = table.worth(RECURRENCE, "corrupt_exact").mean()
+    parts = [f"recovery at the border {DECIDING!r}: state alone {state.percent}, KV cache alone {kv.percent}"]
     parts += [
-        f"at {other.border!r}: {_told(recovery(other, RECURRENCE))} and {_told(recovery(other, ATTENTION))}"
+        f"at {other.border!r}: {recovery(other, RECURRENCE).percent} and {recovery(other, ATTENTION).percent}"
         for other in others
         if not _problem(other)
     ]
+    parts.append(f"with the state alone the other run's needle is written in {overruled:.0%}")
     return _claim("state-only", table, state, verdict, f"{'; '.join(parts)}; {_controls(table)}")
 
 
@@ -86,7 +93,7 @@ def route_index(table: RouteTable, others: Sequence[RouteTable] = ()) -> Claim:
         return _claim("segregation-index", table, None, "undecided", problem)
     index = segregation_index(table)
     parts = [f"route index at the border {DECIDING!r}"]
-    parts += [f"at {other.border!r} {_signed(segregation_index(other))}" for other in others if not _problem(other)]
+    parts += [f"at {other.border!r} {segregation_index(other).plain}" for other in others if not _problem(other)]
     if absent := [kind for kind, of in _KINDS.items() if not set(of) & set(table.channels)]:
         parts.append(f"this model has no {absent[0]}, which therefore carries nothing")
     note = f"{'; '.join(parts)}; {_controls(table)}"
@@ -99,6 +106,9 @@ def _problem(table: RouteTable) -> str:
     for of, exact in own.items():
         if (right := exact.mean()) < BASE_NEEDED:
             return f"the {of} run writes {right:.0%} of its own needles, {BASE_NEEDED:.0%} are needed"
+    there = [table.changes[channel] for channel in RECURRENCE if channel in table.changes]
+    if there and (same := int((np.max(there, axis=0) == 0).sum())):
+        return f"in {same} of {table.n} samples both runs leave the same state, so nothing could come back with it"
     try:
         recovery(table, ATTENTION)
     except ScoreError as error:
@@ -111,26 +121,14 @@ def _controls(table: RouteTable) -> str:
     return f"control: the clean run writes {clean:.0%} of its own needles, the corrupt run {corrupt:.0%}"
 
 
-def _told(found: Interval) -> str:
-    return f"{found.value:.0%} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-
-
-def _signed(found: Interval) -> str:
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
-
-
 def _claim(id: str, table: RouteTable, measured: Interval | None, verdict: Verdict, note: str) -> Claim:
-    statement, paper = ROUTE_STATEMENTS[id]
-    return Claim(
-        id=id,
-        statement=statement,
+    return conclude(
+        id,
+        ROUTE_STATEMENTS[id],
+        verdict,
+        measured,
         model=table.model,
-        paper=paper,
-        measured=None if measured is None else measured.value,
-        ci_low=None if measured is None else measured.low,
-        ci_high=None if measured is None else measured.high,
         n=table.n,
-        verdict=verdict,
-        evidence=(f"measurement:*:{table.plan_hash}:border=*:measure={MEASURE}",),
+        evidence=[f"measurement:*:{table.plan_hash}:border=*:measure={MEASURE}"],
         note=note,
     )

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Literal, get_args
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from segregation.errors import ScoreError
 from segregation.runs.record import Record
-from segregation.scores.statistics import Interval, bootstrap_statistic, wilson
+from segregation.scores.statistics import Interval, bootstrap_statistic, difference, wilson
 
 CHANNELS = ("keys", "values", "recurrent", "conv")
 ATTENTION, RECURRENCE = ("keys", "values"), ("recurrent", "conv")
@@ -61,6 +61,7 @@ class RouteTable:
         plan_hash: of what acted meanwhile.
         channels: those that the model has, all of ``CHANNELS`` or those of one kind.
         values: per metric and coalition, a value for each sample.
+        changes: per channel, the largest difference of a number of the two runs' memories, for each sample.
     """
 
     model: str
@@ -68,6 +69,7 @@ class RouteTable:
     plan_hash: str
     channels: tuple[str, ...]
     values: Mapping[Metric, Mapping[str, Float[np.ndarray, " sample"]]]
+    changes: Mapping[str, Float[np.ndarray, " sample"]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -97,6 +99,7 @@ def _table(model: str, plan_hash: str, border: str, records: Sequence[Record]) -
     there = [tuple(c for c in CHANNELS if f"{coalition([c])}/clean" in record.values) for record in records]
     channels = there[0]
     wanted = [f"{name}/{metric}" for metric in get_args(Metric) for name in coalitions(channels)]
+    wanted += [f"change/{channel[0]}" for channel in channels]
     for record, own in zip(records, there, strict=True):
         if own != channels or any(name not in record.values for name in wanted):
             raise ScoreError(
@@ -110,7 +113,11 @@ def _table(model: str, plan_hash: str, border: str, records: Sequence[Record]) -
         }
         for metric in get_args(Metric)
     }
-    return RouteTable(model, border, plan_hash, channels, values)
+    changes = {
+        channel: np.array([record.values[f"change/{channel[0]}"] for record in records], dtype=float)
+        for channel in channels
+    }
+    return RouteTable(model, border, plan_hash, channels, values, changes)
 
 
 def recovery(table: RouteTable, clean: Collection[str], metric: Metric = "clean_exact") -> Interval:
@@ -147,9 +154,8 @@ def segregation_index(table: RouteTable, metric: Metric = "clean_exact") -> Inte
     found = bootstrap_statistic(columns, lambda means: (means[:, 0] - means[:, 1]) / _scale(means, table, metric))
     low, high = found.low, found.high
     if metric.endswith("exact"):
-        kv, state = _shares(columns)
-        low = min(low, kv.value - state.value - math.hypot(kv.value - kv.low, state.high - state.value))
-        high = max(high, kv.value - state.value + math.hypot(kv.high - kv.value, state.value - state.low))
+        shares = difference(*_shares(columns))
+        low, high = min(low, shares.low), max(high, shares.high)
     return Interval(*(float(np.clip(end, -1, 1)) for end in (found.value, low, high)), n=table.n)
 
 

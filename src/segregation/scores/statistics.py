@@ -1,5 +1,6 @@
 """How sure a number is, and whether two plans differ on the same samples."""
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,24 @@ class Interval:
     low: float
     high: float
     n: int
+
+    @property
+    def percent(self) -> str:
+        """In words, as a share.
+
+        >>> Interval(0.98, 0.93, 1.0, 100).percent
+        '98% [93, 100]'
+        """
+        return f"{self.value:.0%} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+    @property
+    def plain(self) -> str:
+        """In words, as a number.
+
+        >>> Interval(0.98, 0.93, 1.0, 100).plain
+        '0.98 [0.93, 1.00]'
+        """
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
 @dataclass(frozen=True)
@@ -86,6 +105,21 @@ def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Interval:
     ends = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     value = successes / n
     return Interval(value, min(float(ends.low), value), max(float(ends.high), value), n)
+
+
+def difference(first: Interval, second: Interval) -> Interval:
+    """A difference of two rates, with the interval that their two Wilson intervals give, as of independent samples.
+
+    (Newcombe 1998, method 10)
+
+    >>> found = difference(wilson(9, 10), wilson(3, 10))
+    >>> round(found.low, 3), round(found.value, 3), round(found.high, 3)
+    (0.171, 0.6, 0.809)
+    """
+    value = first.value - second.value
+    low = math.hypot(first.value - first.low, second.high - second.value)
+    high = math.hypot(first.high - first.value, second.value - second.low)
+    return Interval(value, value - low, value + high, first.n)
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:

@@ -72,7 +72,7 @@ def context_somewhere(outcomes: Sequence[Outcome]) -> Claim | None:
         return claim_of("context-somewhere", rows, left, "undecided", problem)
     single = [retained(found[name], base_of(found[name], outcomes)) for name in ("prefill", "generation")]
     verdicts: list[Verdict] = [at_most(left, GONE), *(at_least(interval, ALIVE) for interval in single)]
-    rates = ", ".join(f"in {name} {_rated(group)}" for name, group in found.items())
+    rates = ", ".join(f"in {name} {rate(group).percent}" for name, group in found.items())
     note = f"exact retrieval with the context hidden and the needle kept: {rates}"
     return claim_of("context-somewhere", rows, left, all_of(*verdicts), note)
 
@@ -117,13 +117,9 @@ def _all_gone(modes: dict[str, list[Outcome]]) -> Verdict:
     return all_of(*verdicts)
 
 
-def _rated(rows: Sequence[Outcome]) -> str:
-    found = rate(rows)
-    return f"{found.value:.0%} [{100 * found.low:.0f}, {100 * found.high:.0f}]"
-
-
 def _told(modes: dict[str, list[Outcome]]) -> str:
     """Rate and mean score of each manipulation, in words."""
     return ", ".join(
-        f"{mode} {_rated(rows)}, mean score {fmean(row.value for row in rows):.2f}" for mode, rows in modes.items()
+        f"{mode} {rate(rows).percent}, mean score {fmean(row.value for row in rows):.2f}"
+        for mode, rows in modes.items()
     )
