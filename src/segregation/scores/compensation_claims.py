@@ -60,7 +60,7 @@ def compensation(outcomes: Sequence[Outcome]) -> Claim | None:
     control = retained(skipping, base)
     elsewhere = {cell: rate(group) for cell, group in tried.items() if cell not in best_case}
     verdicts: list[Verdict] = [at_most(rate(group), GONE) for group in best_case.values()]
-    restored = [at_most(interval, GONE) for interval in elsewhere.values() if interval.value > GONE]
+    restored: list[Verdict] = [at_most(interval, GONE) for interval in elsewhere.values() if interval.value > GONE]
     verdict = all_of(*verdicts, *restored)
     where = f"best with attention {setting.attention} and recurrent layers that {_reading(setting)}"
     note = (

@@ -125,7 +125,7 @@ def recurrent_ablation(outcomes: Sequence[Outcome]) -> Claim | None:
     ]
     note = f"{len(judged.pairs)} pairs of nearly equal harm: {', '.join(parts)}"
     lopsided, raw = judged.found.lopsided["recurrent"], judged.found.raw
-    verdict = "undecided" if judged.problem else _above(lopsided)
+    verdict: Verdict = "undecided" if judged.problem else _above(lopsided)
     if verdict == "holds" and raw.low <= 0:
         verdict = "undecided"
         note = f"attention heads of equal harm may do the same (index {raw.plain}); {note}"
