@@ -10,13 +10,13 @@ from nnsight import save
 from torch import Tensor
 
 from segregation.errors import ModelError, SampleError
-from segregation.interventions.head_rules import check_layers
 from segregation.models.hybrid import HybridModel
 from segregation.models.recurrence import Recurrence, outputs
 from segregation.models.scan_inputs import ScanCall, scan_sizes
 from segregation.probes.contributions import MAX_BYTES, check_bytes, contribution_norms, norms_bytes
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
+from segregation.runs.states import checked_recurrent_layers
 
 T = TypeVar("T")
 
@@ -138,23 +138,6 @@ def see_recurrences(
         found = save({layer: see(layer, ScanCall.of(model, layer).recurrence()) for layer in chosen})
     model.reset()
     return found
-
-
-def checked_recurrent_layers(model: HybridModel, layers: Sequence[int] | Literal["all"]) -> tuple[int, ...]:
-    """Recurrent layers in order.
-
-    Raises:
-        ModelError: a model without any, or a layer that is none.
-        PlanError: something else than layers.
-    """
-    if not model.recurrent_layers:
-        raise ModelError("this model has no recurrent layers, so nothing in it is carried by a recurrent state")
-    chosen = check_layers("layers", layers)
-    if chosen == "all":
-        return model.recurrent_layers
-    for layer in chosen:
-        model.mixer(layer)
-    return chosen
 
 
 def positions_named(spans: TokenSpans, names: str, prompt: int, length: int) -> list[int]:

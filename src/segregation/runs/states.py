@@ -84,7 +84,7 @@ def states(
         SampleError: a prompt that does not fit with its new tokens, or lacks a position asked for.
     """
     samples, plans = listed(samples, plans)
-    chosen = _layers(model, layers)
+    chosen = checked_recurrent_layers(model, layers)
     rows = checked_rows(model, samples, plans, max_new_tokens)
     batch = min(len(rows), batch_size or ROWS)
     wanted = {row.index: _positions(at, len(row.prompt), samples[row.index // len(plans)]) for row in rows}
@@ -230,7 +230,13 @@ def _cpu(conv: Tensor | None) -> Tensor | None:
     return None if conv is None else conv.detach().cpu()
 
 
-def _layers(model: HybridModel, layers: Sequence[int] | Literal["all"]) -> tuple[int, ...]:
+def checked_recurrent_layers(model: HybridModel, layers: Sequence[int] | Literal["all"]) -> tuple[int, ...]:
+    """Recurrent layers in order.
+
+    Raises:
+        ModelError: a model without any, or a layer that is none.
+        PlanError: something else than layers.
+    """
     if not model.recurrent_layers:
         raise ModelError("this model has no recurrent layers, so it has no recurrent states")
     chosen = check_layers("layers", layers)
