@@ -31,7 +31,8 @@ class Models:
         """Print one row per bundled model."""
         from segregation.models.load import WEIGHTS, bundled_models
 
-        table = Table(title="Bundled models (others open by folder or by hub id OWNER/NAME)", title_justify="left")
+        title = "Bundled models (others open by folder or by hub id OWNER/NAME)"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # 80 columns hold it
         for column in ("name", "family", "layers", "heads", "width", "size"):
             table.add_column(column, no_wrap=True)
         for name in bundled_models():

@@ -81,7 +81,7 @@ def test_damaged_weights_and_a_config_of_nothing_known(folder: Path, tmp_path: P
     with pytest.raises(ModelError, match="are damaged"):
         load_model(tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text('{"model_type": "moebius"}')
-    with pytest.raises(FamilyError, match=r"moebius.*Known hybrids: jamba, recurrent_gemma"):
+    with pytest.raises(FamilyError, match=r"moebius.*Known hybrids: bamba, jamba, recurrent_gemma"):
         load_model(tmp_path / "model")
 
 
