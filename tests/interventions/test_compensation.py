@@ -54,3 +54,10 @@ def test_where_neither_side_reads_the_needle_its_answer_gains_nothing(any_scan: 
     blind, recurrent, whole = (own - other for own, other in zip(scores(sample), scores(foil), strict=True))
     assert blind == pytest.approx(0, abs=2e-5)
     assert abs(recurrent) > 1e-3 < abs(whole)
+
+
+def test_a_setting_that_is_none_is_refused_with_the_list() -> None:
+    with pytest.raises(PlanError, match="Setting.attention is one of untouched, ablated in generation"):
+        Setting("ablate")
+    with pytest.raises(PlanError, match="Setting.recurrence is one of reads all"):
+        Setting("ablated", "skips")

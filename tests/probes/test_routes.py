@@ -9,7 +9,7 @@ import pytest
 import torch
 from nnsight import save
 
-from segregation.errors import ModelError, SampleError
+from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, Plan
 from segregation.interventions.token_rules import HideTokens
@@ -197,3 +197,8 @@ def test_what_cannot_be_measured_is_refused(model: HybridModel, build: Callable[
         routes(unsafe, [one])
     unsafe.can_fork, unsafe.can_batch = True, False
     assert len(list(routes(unsafe, PAIRS[:2], "answer"))) == 2
+
+
+def test_a_border_that_is_neither_a_name_nor_a_whole_number_is_refused(build) -> None:
+    with pytest.raises(PlanError, match="or a position, a whole number; got True"):
+        routes(build("jamba"), [], True)

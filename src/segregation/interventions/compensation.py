@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segregation.errors import PlanError
 from segregation.interventions.head_rules import AblateHeads
 from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent
@@ -38,10 +39,18 @@ class Setting:
     Attributes:
         attention: a key of ``ATTENTION``.
         recurrence: a key of ``RECURRENCE``.
+
+    Raises:
+        PlanError: another name.
     """
 
     attention: str = "untouched"
     recurrence: str = "reads all"
+
+    def __post_init__(self) -> None:
+        for what, known in (("attention", ATTENTION), ("recurrence", RECURRENCE)):
+            if (name := getattr(self, what)) not in known:
+                raise PlanError(f"Setting.{what} is one of {', '.join(known)}; got {name!r}")
 
     @property
     def plan(self) -> Plan:

@@ -80,8 +80,9 @@ def routes(
     check_can_fork(model)
     acted = whole_plan(model, plan)
     compile_plans(model, [acted])
-    if isinstance(border, str) and border not in get_args(BorderName):
-        raise PlanError(f"a border is one of {get_args(BorderName)} or a position, got {border!r}")
+    named = isinstance(border, str) and border in get_args(BorderName)
+    if not named and (isinstance(border, bool) or not isinstance(border, int)):
+        raise PlanError(f"a border is one of {get_args(BorderName)} or a position, a whole number; got {border!r}")
     tasks = [_task(model, pair, border, acted) for pair in pairs]
     size = max(1, (batch_size or ROWS) // 2 ** len(_channels(model))) if model.can_batch else 1
     return (
