@@ -57,7 +57,7 @@ def test_where_neither_side_reads_the_needle_its_answer_gains_nothing(any_scan: 
 
 
 def test_a_setting_that_is_none_is_refused_with_the_list() -> None:
-    with pytest.raises(PlanError, match="Setting.attention is one of untouched, ablated in generation"):
+    with pytest.raises(PlanError, match=r"Setting\.attention is one of untouched, ablated in generation"):
         Setting("ablate")
-    with pytest.raises(PlanError, match="Setting.recurrence is one of reads all"):
+    with pytest.raises(PlanError, match=r"Setting\.recurrence is one of reads all"):
         Setting("ablated", "skips")
