@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from segregation.errors import ModelError, SampleError
 from segregation.interventions.rules import Plan
@@ -19,7 +18,8 @@ from segregation.models.hybrid import HybridModel
 from segregation.probes.features import aligned
 from segregation.prompts.sample import Sample
 from segregation.runs.fork import Fork, fork
-from segregation.runs.launch import Row, run_rows
+from segregation.runs.generate import write_from
+from segregation.runs.launch import Row
 from segregation.runs.loglikelihood import score_from
 from segregation.scores.retrieval import exact
 
@@ -183,19 +183,10 @@ def _rows(ready: Fork) -> list[Row]:
 def _greedy(ready: Fork, max_new_tokens: int) -> list[str]:
     """What each row goes on with, from a copy of its memory."""
     model, rows = ready.model, _rows(ready)
-    ends = torch.tensor(model.end_tokens, dtype=torch.long, device=model.device)
-    written: list[list[int]] = [[] for _ in rows]
-
-    def step(running: Tensor, _number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        best = logits.argmax(-1)
-        for row, token in zip(running.tolist(), best.tolist(), strict=True):
-            written[row].append(token)
-        return best, torch.isin(best, ends)
-
     with torch.no_grad():
-        run_rows(model, rows, ready.expand(range(len(rows))).memory, max_new_tokens, step)
+        written = write_from(model, rows, ready.expand(range(len(rows))).memory, max_new_tokens)
     assert model.tokenizer is not None
-    return [str(model.tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in written]
+    return [str(model.tokenizer.decode(list(tokens), skip_special_tokens=True)) for tokens in written]
 
 
 def _scores(ready: Fork, continuations: Sequence[str]) -> list[float]:

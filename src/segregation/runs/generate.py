@@ -14,6 +14,7 @@ from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel
+from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
 from segregation.runs.launch import Prefills, Row, Watch, batches, run_rows
@@ -191,6 +192,17 @@ def _greedy(
     model: HybridModel, prefills: Prefills, batch: Sequence[Row], steps: int, watch: Watch | None
 ) -> dict[int, tuple[int, ...]]:
     rows, memory = prefills.of(batch)
+    written = write_from(model, rows, memory, steps, watch)
+    return {row.index: tokens for row, tokens in zip(rows, written, strict=True)}
+
+
+def write_from(
+    model: HybridModel, rows: Sequence[Row], memory: Memory | None, steps: int, watch: Watch | None = None
+) -> list[tuple[int, ...]]:
+    """What each row greedily goes on with, fed token by token to what is remembered before its last prompt token.
+
+    The memory is used up: give a copy of one that is needed again.
+    """
     ends = torch.tensor(model.end_tokens, dtype=torch.long, device=model.device)
     tokens: list[list[int]] = [[] for _ in rows]
 
@@ -201,4 +213,4 @@ def _greedy(
         return best, torch.isin(best, ends)
 
     run_rows(model, rows, memory, steps, step, watch)
-    return {row.index: tuple(found) for row, found in zip(rows, tokens, strict=True)}
+    return [tuple(found) for found in tokens]
