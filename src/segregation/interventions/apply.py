@@ -25,8 +25,9 @@ from segregation.interventions.rules import Plan
 from segregation.interventions.tables import Compiled, LayerTable, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
+from segregation.models.channels import ATTENTION_CHANNELS, RECURRENT_CHANNELS
 from segregation.models.hybrid import HybridModel
-from segregation.models.positions import MixerEdit, PatternEdit, Run, forward_arguments, token_positions
+from segregation.models.positions import MixerEdit, PatternEdit, Run, cache_of, forward_arguments, token_positions
 from segregation.prompts.spans import TokenSpans
 from segregation.shapes import HeadScores, Positions, PromptLengths
 
@@ -59,7 +60,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         except OutOfOrderError:
             return  # the run made no further step
         arguments = forward_arguments(model.hf_model, args, kwargs)
-        positions, cache = token_positions(arguments), arguments.get("past_key_values")
+        positions, cache = token_positions(arguments), cache_of(arguments)
         lengths = _prompt_lengths(model.run.prompt_lengths, positions)
         phases = phase_numbers(positions, lengths)
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
@@ -80,17 +81,18 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         if compiled.tokens:
             edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             model.run.edits[block] = edits
-        for layer in compiled.layers:
-            if layer in model.recurrent_layers:
-                if layer in mixers or layer in patched:
-                    mixer = mixers.get(layer, MixerEdit())
-                    edit_mixer(model, layer, mixer, patched.get(layer, ()), cache, positions.shape[1])
+        for layer, part in model.in_order(compiled.layers):
+            channels = ATTENTION_CHANNELS if part == "attention" else RECURRENT_CHANNELS
+            written = [one for one in patched.get(layer, ()) if one.channel in channels]
+            if part == "recurrent":
+                if layer in mixers or written:
+                    edit_mixer(model, layer, mixers.get(layer, MixerEdit()), written, cache, positions.shape[1])
                 continue
             edit, table = edits.get(layer), compiled.heads.get(layer)
             scores = table.scores_at(present) if table else ()
             # the call is read once, before anything later in the layer
-            calls = [model.attention_call(layer)] if edit or scores or layer in patched else []
-            for one in patched.get(layer, ()):
+            calls = [model.attention_call(layer)] if edit or scores or written else []
+            for one in written:
                 read = calls[0].key if one.channel == "keys" else calls[0].value
                 one.check(layer, read[:, :, : -positions.shape[1]])
             if edit:

@@ -11,6 +11,7 @@ from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.sources import read_source
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 from segregation.models.channels import RECURRENT_CHANNELS, layers_with
+from segregation.models.family import Ability
 from segregation.models.hybrid import HybridModel
 
 READABLE = ("sdpa", "eager")
@@ -37,11 +38,34 @@ def check_rule(model: HybridModel, rule: Rule) -> None:
     if isinstance(rule, AblateRecurrent | ResetState | PatchState):
         channel = rule.channel if isinstance(rule, PatchState) else RECURRENT_CHANNELS[0]
         check_layers_there(model, kind, rule.layers, layers_with(model, channel))
+        check_able(model, rule)
         if not isinstance(rule, ResetState) and rule.source:
             read_source(rule)
         return
     layers = "all" if isinstance(rule, AblateHeads | KeepHeads) else rule.layers
     check_place(model, kind, layers, "all" if isinstance(rule, AblateMixer) else rule.heads)
+
+
+def check_able(model: HybridModel, rule: AblateRecurrent | ResetState | PatchState) -> None:
+    """Refuse a rule about recurrence that the model's family cannot follow.
+
+    Raises:
+        PlanError: the rule, and why.
+    """
+    match rule:
+        case AblateRecurrent(value="skip"):
+            asked: Ability = "skip"
+        case ResetState():
+            asked = "reset"
+        case PatchState(channel="recurrent"):
+            asked = "state"
+        case PatchState(channel="conv"):
+            asked = "conv"
+        case _:
+            return
+    if asked in model.family.cannot:
+        name = model.description.get("name", model.family.name)
+        raise PlanError(f"{rule} is not possible on {name}: {model.family.cannot[asked]}")
 
 
 def check_place(

@@ -34,11 +34,13 @@ def read_channel(
         return recurrent if channel == "recurrent" else conv
     if cache is None or layer >= len(cache.layers):
         return None
-    kept = cache.layers[layer]
     if channel in ATTENTION_CHANNELS:
-        found = getattr(kept, channel)
+        found = getattr(cache.layers[layer], channel)
         return found if isinstance(found, Tensor) and found.numel() else None
-    return (kept.recurrent_states if channel == "recurrent" else kept.conv_states)[0]
+    from segregation.models.caches import kept_states
+
+    conv, recurrent = kept_states(cache, layer)
+    return recurrent if channel == "recurrent" else conv
 
 
 def write_channel(model: "HybridModel", cache: Any, layer: int, channel: Channel, tensor: Tensor) -> None:
@@ -63,8 +65,9 @@ def write_channel(model: "HybridModel", cache: Any, layer: int, channel: Channel
         held = (conv, tensor) if channel == "recurrent" else (tensor, recurrent)
         hold_states([mixer], model.family.held_states, (held,))
     else:
-        kept = cache.layers[layer]
-        (kept.recurrent_states if channel == "recurrent" else kept.conv_states)[0] = tensor
+        from segregation.models.caches import keep_state
+
+        keep_state(cache, layer, channel, tensor)
 
 
 def _mixer(model: "HybridModel", layer: int) -> nn.Module:

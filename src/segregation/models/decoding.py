@@ -20,10 +20,8 @@ def check_decoding(family: Family, config: Any, kwargs: Mapping[str, Any]) -> No
         return kwargs.get(name, getattr(config, name, None))
 
     beams = setting("num_beams") or 1
-    if beams > 1 and not family.beams:
-        raise ModelError(
-            f"num_beams={beams}: beams do not move the state that {family.name} holds on its modules; use num_beams=1"
-        )
+    if beams > 1 and "beams" in family.cannot:
+        raise ModelError(f"num_beams={beams} is wrong on {family.name}: {family.cannot['beams']}; use num_beams=1")
     for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
         if setting(name) is not None:
             raise ModelError(

@@ -1,5 +1,8 @@
 """What this package has to know about a family of hybrid models, as data."""
 
+import functools
+import importlib
+import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -9,7 +12,17 @@ from segregation.errors import FamilyError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-LayerType = Literal["attention", "recurrent"]
+LayerType = Literal["attention", "recurrent", "hybrid", "mlp"]
+"""What a layer mixes positions with: attention, a recurrent mixer, both of them, or nothing."""
+
+Scan = Literal["rg_lru", "mamba", "mamba2", "gated_delta", "kda", "lightning", "short_conv"]
+"""The recurrence that a mixer runs; ``models.mixers`` says what each does at a token."""
+
+Ability = Literal["beams", "skip", "reset", "recurrence", "state", "conv"]
+"""What may be asked of a family: to move all of its state with a beam; to let the state pass some tokens unchanged
+(``AblateRecurrent(value="skip")``); to set it to zero on the way (``ResetState``); to be read as the linear recurrence
+of ``models.recurrence`` (contributions, knock-outs, spectra); to hold a recurrent state at all; to hold the buffer of a
+short convolution."""
 
 _LAYER_TYPES: Mapping[str, LayerType] = {
     "attention": "attention",
@@ -18,58 +31,95 @@ _LAYER_TYPES: Mapping[str, LayerType] = {
     "recurrent": "recurrent",
     "linear_attention": "recurrent",
     "mamba": "recurrent",
+    "conv": "recurrent",
+    "hybrid": "hybrid",
+    "mlp": "mlp",
+    "moe": "mlp",
 }
+
+COMMON_FIELDS = frozenset(
+    {
+        *("vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+        *("num_attention_heads", "num_key_value_heads", "hidden_act", "initializer_range", "rms_norm_eps"),
+        *("use_cache", "num_logits_to_keep", "pad_token_id", "bos_token_id", "eos_token_id", "layer_types"),
+        *("max_position_embeddings", "attention_dropout", "layers_block_type", "rope_parameters", "rope_theta"),
+        *("rope_scaling", "partial_rotary_factor", "attention_bias", "mlp_bias", "output_router_logits"),
+        *("router_aux_loss_coef", "num_experts_per_tok", "num_local_experts", "use_mamba_kernels"),
+    }
+)
+"""Config fields that mean the same in every family, and that transformers alone has to follow."""
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where one Hugging Face family keeps its parts, which traps it has, and which config fields are understood.
+    """Where one Hugging Face family keeps its parts, what it cannot do, and which config fields are understood.
 
     Attributes:
         name: our name of the family.
         model_type: the ``model_type`` of its Hugging Face config.
         layers: path of the list of layers, from the causal language model.
-        attention: path of the attention module, from an attention layer.
+        attention: path of the attention module, from a layer with attention.
         out_proj: path of the output projection, from the attention module; its input is ``z``.
         mixer: path of the recurrent mixer, from a recurrent layer.
+        hybrid_mixer: path of the recurrent mixer, from a layer that has both, where it is another.
+        first: which of the two a layer that has both runs first.
+        gated: whether attention's output is multiplied by a gate before its output projection, so that ``z`` is the
+            gate times ``pattern @ v``.
         attention_call: the operation in the attention module's NNsight ``.source`` that computes attention.
+        only: the type of all layers, where the config does not say it.
         window: config field with the attention window in tokens, if the family has one.
         max_positions: config field with the largest number of positions, if the family has one.
-        scan: which recurrence its mixers run.
+        scan: which recurrence its mixers run; ``None`` for a family without any.
         held_states: paths, from the mixer, of states that live on modules and not in the cache:
             ``(convolution state, recurrent state)``. Empty where the cache keeps both.
+        conv_inputs: modules, from the mixer, whose output is what its short convolution reads, token by token.
+        conv_multiplier: buffer of the mixer by which that output is multiplied first, where there is one.
+        clamps_prefill: config field with the least step dt where several tokens are read; where one is, nothing is
+            clamped, so that prefill and decoding are two functions.
         padded_inputs: modules, from the mixer, whose output must be set to zero at padding.
-        beams: whether beam search moves all of the state; it does not move ``held_states``.
-        understood: config fields whose every value is handled, or does not change the maths of a forward pass.
+        cache: the argument that a forward takes its cache in.
+        cannot: what it cannot do, and why.
+        understood: config fields, beside the common ones, whose every value is handled or does not change the maths of
+            a forward pass.
         required: config fields that are understood for these values only.
     """
 
     name: str
     model_type: str
-    attention: str
-    mixer: str
-    scan: Literal["rg_lru", "mamba", "mamba2"]
+    attention: str = ""
+    mixer: str = ""
+    scan: Scan | None = None
     layers: str = "model.layers"
     out_proj: str = "o_proj"
+    gated: bool = False
+    hybrid_mixer: str = ""
+    first: Literal["attention", "recurrent"] = "attention"
     attention_call: str = "attention_interface_1"
+    only: LayerType | None = None
     window: str | None = None
     max_positions: str | None = None
     held_states: tuple[str, ...] = ()
+    conv_inputs: tuple[str, ...] = ()
+    conv_multiplier: str | None = None
+    clamps_prefill: str | None = None
     padded_inputs: tuple[str, ...] = ()
-    beams: bool = True
+    cache: Literal["past_key_values", "cache_params"] = "past_key_values"
+    cannot: Mapping[Ability, str] = field(default_factory=dict)
     understood: frozenset[str] = frozenset()
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
 
+@functools.cache
 def families() -> Mapping[str, Family]:
-    """Every known family, by the ``model_type`` of its config.
+    """Every known family, by the ``model_type`` of its config: one file each in ``segregation/models/families``.
 
-    >>> sorted(families())
-    ['bamba', 'jamba', 'recurrent_gemma']
+    >>> families()["jamba"].mixer
+    'mamba'
     """
-    from segregation.models.families import bamba, jamba, recurrentgemma
+    from segregation.models import families as room
 
-    return {family.model_type: family for family in (recurrentgemma.FAMILY, jamba.FAMILY, bamba.FAMILY)}
+    files = (importlib.import_module(f"{room.__name__}.{file.name}") for file in pkgutil.iter_modules(room.__path__))
+    return {file.FAMILY.model_type: file.FAMILY for file in files}
 
 
 def family_of(config: "PretrainedConfig") -> Family:
@@ -99,13 +149,15 @@ def family_of(config: "PretrainedConfig") -> Family:
 
 
 def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
-    """Per layer ``"attention"`` or ``"recurrent"``, from the config's own layer types.
+    """What each layer mixes positions with, from the config's own layer types.
 
     A model with layers of one kind only is a control beside a hybrid, and may be loaded as one.
 
     Raises:
-        FamilyError: a layer type that is neither.
+        FamilyError: a layer type that is none of ours.
     """
+    if (only := family_of(config).only) is not None:
+        return (only,) * config.num_hidden_layers
     names: list[str] = list(getattr(config, "layers_block_type", None) or config.layer_types)
     if unknown := sorted(set(names) - set(_LAYER_TYPES)):
         raise FamilyError(f"layer types {unknown} are not understood; known: {', '.join(sorted(_LAYER_TYPES))}")
@@ -118,10 +170,11 @@ def _unknown_fields(config: "PretrainedConfig", family: Family) -> dict[str, Any
 
     common = set(PretrainedConfig().to_dict()) | {"auto_map", "transformers_version", "_name_or_path", "torch_dtype"}
     default = type(config)().to_dict()
+    understood = COMMON_FIELDS | family.understood | set(family.required) | common
+    for ours, theirs in config.attribute_map.items():  # two names of one field
+        understood |= {ours, theirs} if {ours, theirs} & understood else set()
     return {
         name: value
         for name, value in config.to_dict().items()
-        if name not in family.understood | set(family.required) | common
-        and value is not None
-        and not (name in default and default[name] == value)
+        if name not in understood and value is not None and not (name in default and default[name] == value)
     }

@@ -5,26 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import torch
-from einops import rearrange
-from jaxtyping import Float
 from nnsight.intervention.envoy import traceable
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
-from segregation.errors import ModelError
-from segregation.models.attention import AttentionCall
 from segregation.models.decoding import check_decoding, check_length, check_padding, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
 from segregation.models.inputs import as_text, spans_of
 from segregation.models.memory import Held, Memory, forget_states, held_states, hold_states
 from segregation.models.padding import keep_padding_out
-from segregation.models.positions import Run, forward_arguments
-from segregation.models.scans import use_mamba2_scan, use_mamba_scan, use_rg_lru_scan
-from segregation.models.states import RecurrentState, recurrent_state
+from segregation.models.parts import Parts, layers_of
+from segregation.models.positions import Run, cache_of, forward_arguments
+from segregation.models.scans import use_own_scans
 from segregation.models.structure import check_structure
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans
-from segregation.shapes import Pattern, Z
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,7 +34,7 @@ class Intervention(Protocol):
         ...
 
 
-class HybridModel(TransformersModel):
+class HybridModel(Parts):
     """A causal language model with attention and recurrent layers; anything NNsight can do works on it.
 
     ``trace`` runs one forward, ``generate`` generates; both take text, token ids, encodings or ``Sample``s, reset
@@ -65,11 +60,11 @@ class HybridModel(TransformersModel):
         self.can_fork = True
         placement: dict[str, Any] = {} if getattr(module, "hf_device_map", None) else {"device": module.device}
         super().__init__(module.eval(), task="text-generation", tokenizer=tokenizer, **placement)
-        self.attention_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "attention")
-        self.recurrent_layers = tuple(i for i, kind in enumerate(self.layer_types) if kind == "recurrent")
+        self.attention_layers = layers_of(self.layer_types, "attention")
+        self.recurrent_layers = layers_of(self.layer_types, "recurrent")
         check_structure(self.family, self.layer_types, self.attention, self.mixer)
         self.n_layers = len(self.layer_types)
-        self.n_heads: int = config.num_attention_heads
+        self.n_heads: int = config.num_attention_heads if self.attention_layers else 0
         self.d_head: int = self._d_head()
         self.d_model: int = config.hidden_size
         self.d_vocab: int = config.vocab_size
@@ -77,16 +72,11 @@ class HybridModel(TransformersModel):
         self.max_positions: int | None = self._max_positions()
         self.description: dict[str, Any] = {"family": self.family.name, **(description or {})}
         self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
-        if self.family.scan == "rg_lru":
-            use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in self._mixers)
-        elif self.family.scan == "mamba":
-            use_mamba_scan()
-        else:
-            use_mamba2_scan()
-        if not self.attention_layers:
-            from segregation.models.keyless import count_tokens
+        use_own_scans(self.family, self._mixers)
+        if self._has_own_cache:
+            from segregation.models.caches import use_own_cache
 
-            count_tokens(module)
+            use_own_cache(module, self.new_cache, self.family.cache)
         if self.family.padded_inputs and self._mixers:
             keep_padding_out(
                 module, [mixer.get_submodule(name) for mixer in self._mixers for name in self.family.padded_inputs]
@@ -141,8 +131,8 @@ class HybridModel(TransformersModel):
         lengths = self.begin(arguments)
         new = kwargs.get("max_new_tokens") or self.hf_model.generation_config.max_new_tokens or 1
         self.check_length(int(lengths.max()), new)
-        if not self.attention_layers:
-            kwargs.setdefault("past_key_values", self.new_cache())
+        if self._has_own_cache and kwargs.get("use_cache", True):
+            kwargs.setdefault(self.family.cache, self.new_cache())
         return TransformersModel.generate(self, *inputs, **kwargs)
 
     def begin(
@@ -158,7 +148,7 @@ class HybridModel(TransformersModel):
         """
         ids = arguments.get("input_ids")
         ids = arguments["inputs_embeds"] if ids is None else ids
-        cache, mask = arguments.get("past_key_values"), arguments.get("attention_mask")
+        cache, mask = cache_of(arguments), arguments.get("attention_mask")
         past = cache.get_seq_length() if cache is not None else 0
         if not past:
             self.reset()
@@ -192,9 +182,18 @@ class HybridModel(TransformersModel):
         """An empty cache for this model."""
         from transformers import DynamicCache
 
-        from segregation.models.keyless import CountingCache
+        from segregation.models.caches import CountingCache, LightningCache
 
-        return (DynamicCache if self.attention_layers else CountingCache)(config=self.hf_model.config)
+        if not self.attention_layers:
+            return CountingCache(config=self.hf_model.config)
+        if self.family.scan == "lightning":
+            return LightningCache(self.attention_layers[0])
+        return DynamicCache(config=self.hf_model.config)
+
+    @property
+    def _has_own_cache(self) -> bool:
+        """Whether the cache that transformers makes for it would miscount tokens, so that another is made here."""
+        return not self.attention_layers or self.family.scan == "lightning"
 
     @property
     def hf_model(self) -> "PreTrainedModel":
@@ -227,75 +226,7 @@ class HybridModel(TransformersModel):
         """
         check_length(self.description.get("name", self.family.name), self.max_positions, prompt_tokens, new_tokens)
 
-    # -- what a trace can read -------------------------------------------------------------------------------------
-
-    def z(self, layer: int) -> Z:
-        """Per-head output of an attention layer before its output projection; a view, so it can be edited in place."""
-        return rearrange(
-            self.out_proj(layer).input, "batch pos (head d_head) -> batch pos head d_head", head=self.n_heads
-        )
-
-    def pattern(self, layer: int) -> Pattern:
-        """Attention probabilities of a layer in fp32, as a plan's token rules left them; read it before ``z``."""
-        return self.attention_call(layer).pattern(self.run.edits_of(layer))
-
-    def attention_call(self, layer: int) -> AttentionCall:
-        """What the attention call of a layer is given: queries, cached keys and values, mask, scaling, window."""
-        args, kwargs = self._attention_op(layer).inputs
-        return AttentionCall.of(args, kwargs)
-
-    def attention_output(self, layer: int) -> tuple[Float[Tensor, "batch pos head d_value"], Tensor | None]:
-        """What the attention call of a layer returns: values mixed per head, and weights where it is eager."""
-        mixed, weights = self._attention_op(layer).output
-        return mixed, weights
-
-    def set_attention_output(self, layer: int, mixed: Tensor, weights: Tensor | None) -> None:
-        """Put something else in the place of what the attention call of a layer returns."""
-        self._attention_op(layer).output = (mixed, weights)
-
-    def state(self, layer: int) -> RecurrentState:
-        """What a recurrent layer remembers after this forward's tokens.
-
-        Raises:
-            ModelError: an attention layer, or a run without a cache, which keeps no state.
-        """
-        return recurrent_state(self.mixer(layer), self.family, layer)
-
-    # -- where things are ------------------------------------------------------------------------------------------
-
-    def attention(self, layer: int) -> Any:
-        """The attention module of an attention layer.
-
-        Raises:
-            ModelError: no such layer, or a recurrent one.
-        """
-        self._check_layer(layer, "attention")
-        return self._layer(layer).get(self.family.attention)
-
-    def mixer(self, layer: int) -> Any:
-        """The recurrent mixer of a recurrent layer.
-
-        Raises:
-            ModelError: no such layer, or an attention one.
-        """
-        self._check_layer(layer, "recurrent")
-        return self._layer(layer).get(self.family.mixer)
-
-    def out_proj(self, layer: int) -> Any:
-        """The output projection of an attention layer; its input is ``z``, heads side by side."""
-        return self.attention(layer).get(self.family.out_proj)
-
-    def _attention_op(self, layer: int) -> Any:
-        return getattr(self.attention(layer).source, self.family.attention_call)
-
-    def _layer(self, layer: int) -> Any:
-        return self.get(self.family.layers)[layer]
-
-    def _check_layer(self, layer: int, kind: LayerType) -> None:
-        if not 0 <= layer < len(self.layer_types) or self.layer_types[layer] != kind:
-            of_kind = [i for i, k in enumerate(self.layer_types) if k == kind]
-            got = self.layer_types[layer] if 0 <= layer < len(self.layer_types) else "absent"
-            raise ModelError(f"layer must be one of the {kind} layers {of_kind}, got {layer}, which is {got}")
+    # -- sizes -----------------------------------------------------------------------------------------------------
 
     def _d_head(self) -> int:
         """From what the output projection takes, as configs name it in several ways, or not at all."""

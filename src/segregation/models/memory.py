@@ -37,9 +37,10 @@ class Memory:
     def select(self, rows: Int[Tensor, " rows"]) -> "Memory":
         """The memory with these rows, repeated or dropped; this one stays as it was."""
         cache = _twin(self.cache)
-        for layer in cache.layers:
-            layer.reorder_cache(rows)
-        held = tuple(tuple(None if s is None else s.index_select(0, rows) for s in states) for states in self.held)
+        cache.reorder_cache(rows)
+        held = tuple(
+            tuple(None if s is None else s.index_select(0, rows.to(s.device)) for s in states) for states in self.held
+        )
         return Memory(cache, held, self.lengths.index_select(0, rows))
 
     def trimmed(self) -> "Memory":
@@ -71,6 +72,9 @@ def merge(memories: Sequence[Memory]) -> Memory:
             for key, state in states.items():
                 if state is not None:
                     states[key] = torch.cat([getattr(part, name)[key] for part in parts])
+    for index, state in enumerate(getattr(cache, "linear_cache", ())):
+        if isinstance(state, Tensor):
+            cache.linear_cache[index] = torch.cat([memory.cache.linear_cache[index] for memory in memories])
     held = tuple(
         tuple(None if same[0] is None else torch.cat(list(same)) for same in zip(*states, strict=True))
         for states in zip(*[memory.held for memory in memories], strict=True)
@@ -87,6 +91,8 @@ def assemble(*, keys: Memory, values: Memory, recurrent: Memory, conv: Memory) -
         if hasattr(layer, "recurrent_states"):
             layer.recurrent_states = dict(recurrent.cache.layers[index].recurrent_states)
             layer.conv_states = dict(conv.cache.layers[index].conv_states)
+    if hasattr(cache, "linear_cache"):
+        cache.linear_cache = list(recurrent.cache.linear_cache)
     held = tuple((conv_of[0], own[1]) for conv_of, own in zip(conv.held, recurrent.held, strict=True))
     return Memory(cache, held, keys.lengths)
 
@@ -117,6 +123,9 @@ def _cat_left(tensors: Sequence[Tensor], width: int) -> Tensor:
 def _twin(cache: Any) -> Any:
     """A cache with its own layer objects and dictionaries, sharing tensors that a select or merge replaces."""
     twin = copy.copy(cache)
+    for name, value in vars(cache).items():
+        if isinstance(value, list):
+            setattr(twin, name, list(value))
     twin.layers = [copy.copy(layer) for layer in cache.layers]
     for layer in twin.layers:
         for name, value in vars(layer).items():

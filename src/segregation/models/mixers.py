@@ -1,32 +1,39 @@
-"""Where a mixer of each scan takes its input, scans and emits, seen through NNsight in one forward pass.
+"""Where a mixer of each kind takes its input, scans and emits, seen through NNsight in one forward pass.
 
-What each of the three does at token t, with the names used here (arXiv 2402.19427; 2312.00752; 2405.21060):
+What each does at token t, with the names used here (arXiv 2402.19427; 2312.00752; 2405.21060; 2412.06464; 2510.26692):
 
 - ``rg_lru``: ``linear_x`` -> convolution -> ``rg_lru.self__rnn_scan`` (h = a h + x) -> gate -> ``linear_out``.
 - ``mamba``: ``in_proj`` (x | gate) -> convolution -> ``mamba_selective_scan`` (h = exp(A dt) h + dt B x) -> gate ->
   ``out_proj``.
 - ``mamba2``: ``in_proj`` (gate | x B C | dt) -> convolution -> ``mamba2_chunk_scan`` -> ``norm`` -> ``out_proj``.
+- ``gated_delta``, ``kda``: projections of q, k, v -> convolution -> S = exp(g) S, S = S + beta k (v - S^T k)^T, with
+  one g a head, or one for each of its channels -> gated norm -> output projection.
+- ``short_conv``: ``in_proj`` (B | C | x) -> convolution of B x -> times C -> ``out_proj``; it has no scan.
+- ``lightning``: S = exp(-slope) S + k v^T, computed in the module's own forward.
 
-Both Mambas have another operation for one token after a filled cache, which updates the state in place.
+All with a scan but ``rg_lru`` have another operation for one token after a filled cache; the Mambas' update the state
+in place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from segregation.models.family import Family
-from segregation.models.positions import forward_arguments
-from segregation.models.scans import mamba2_scan_from, selective_scan
+from segregation.models.family import Family, Scan
+from segregation.models.positions import cache_of, forward_arguments
+from segregation.models.scan_edits import Watch, edit_scan
 from segregation.shapes import PositionMask
 
-Watch = Callable[[Tensor | None], None]
-"""What is shown a state, or ``None`` where there is none yet."""
-
-_SCANS = {"mamba": "mamba_selective_scan_0", "mamba2": "mamba2_chunk_scan_0"}
-_STEPS = {"mamba": "mamba_selective_state_update_0", "mamba2": "mamba2_selective_state_update_0"}
+_SCANS: Mapping[Scan | None, tuple[str, str]] = {
+    "mamba": ("mamba_selective_scan_0", "mamba_selective_state_update_0"),
+    "mamba2": ("mamba2_chunk_scan_0", "mamba2_selective_state_update_0"),
+    "gated_delta": ("torch_chunk_gated_delta_rule_0", "torch_recurrent_gated_delta_rule_0"),
+    "kda": ("chunk_kimi_delta_attention_0", "recurrent_kimi_delta_attention_0"),
+}
+"""The operation that scans several tokens, and the one for a single token after a filled cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,53 +43,49 @@ class MixerCall:
     Attributes:
         mixer: the module, through NNsight.
         family: its family.
-        stepwise: whether one token is read after a filled cache, where the Mambas update their state in place.
+        stepwise: whether one token is read after a filled cache.
+        before: the state before this forward's tokens, where the cache keeps it; ``None`` where there is none yet.
     """
 
     mixer: Any
     family: Family
     stepwise: bool
+    before: Tensor | None
 
     @classmethod
     def of(cls, mixer: Any, family: Family, layer: int) -> "MixerCall":
         """The call under way of a layer's mixer."""
         if family.held_states:
-            return cls(mixer, family, False)
-        _ = mixer.source  # its operations can be seen only if that is asked before it runs
+            return cls(mixer, family, False, None)
+        from segregation.models.caches import kept_states
+
+        if family.scan in _SCANS:
+            _ = mixer.source  # its operations can be seen only if that is asked before it runs
         args, kwargs = mixer.inputs
         arguments = forward_arguments(mixer._module, args, kwargs)
-        cache, length = arguments.get("cache_params"), arguments["hidden_states"].shape[1]
-        filled = cache is not None and cache.layers[layer].recurrent_states[0] is not None
-        return cls(mixer, family, filled and length == 1)
+        cache, length = cache_of(arguments), arguments["hidden_states"].shape[1]
+        conv, state = (None, None) if cache is None else kept_states(cache, layer)
+        filled = state is not None or conv is not None
+        return cls(mixer, family, filled and length == 1, state)
 
     def close_input(self, at: PositionMask) -> None:
         """Let the convolution see zeros at these tokens, and the Mamba-2 scan a step dt of zero."""
-        projection = self.mixer.linear_x if self.family.scan == "rg_lru" else self.mixer.in_proj
-        projected = projection.output
-        at = at.to(projected.device)[..., None]
-        if self.family.scan == "rg_lru":
-            projection.output = projected.masked_fill(at, 0)
-            return
-        projected, module = projected.clone(), self.mixer._module
-        if self.family.scan == "mamba":
-            projected[..., : module.intermediate_size].masked_fill_(at, 0)
-        else:
-            inner = module.intermediate_size
-            projected[..., inner : inner + module.conv_dim].masked_fill_(at, 0)
-            projected[..., inner + module.conv_dim :].masked_fill_(at, -torch.inf)  # softplus(-inf) = 0
-        projection.output = projected
+        for name in self.family.conv_inputs:
+            projection = self.mixer.get(name)
+            projected = projection.output
+            mask = at.to(projected.device)[..., None]
+            projection.output = self._closed(projected, mask)
 
     def edit_scan(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
         """Let the state pass unchanged at the tokens of ``skip``, and start from zero before those of ``reset``.
 
-        ``watch`` is called with the state that the scan goes on from, before that.
+        ``watch`` is called with the state that the scan goes on from, before that: what the operation is given, or, of
+        a family whose scan is no operation, what the cache keeps as its mixer is called.
         """
-        if self.family.scan == "rg_lru":
-            self._edit_rg_lru(skip, reset, watch)
-        elif self.stepwise:
-            self._edit_step(skip, reset, watch)
+        if self.scan is None:
+            watch(self.before)
         else:
-            self._edit_scan(skip, reset, watch)
+            edit_scan(self.family.scan, self.stepwise, self.scan, skip, reset, watch)
 
     def edit_output(self, edit: Callable[[Tensor], Tensor]) -> None:
         """Change what the mixer adds to the residual."""
@@ -95,56 +98,21 @@ class MixerCall:
 
     @property
     def scan(self) -> Any:
-        """The operation that scans, through NNsight."""
+        """The operation that scans, through NNsight; ``None`` where no one operation does."""
         if self.family.scan == "rg_lru":
             return self.mixer.rg_lru.source.self__rnn_scan_0
-        return getattr(self.mixer.source, (_STEPS if self.stepwise else _SCANS)[self.family.scan])
+        if self.family.scan not in _SCANS or "reset" in self.family.cannot:
+            return None
+        return getattr(self.mixer.source, _SCANS[self.family.scan][self.stepwise])
 
-    def _edit_rg_lru(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self.scan
-        args, kwargs = op.inputs
-        watch(kwargs["recurrent_states"])
-        kwargs = dict(kwargs)
-        device = kwargs["hidden_states"].device
-        if skip is not None:
-            at = skip.to(device)[..., None]
-            kwargs["hidden_states"] = kwargs["hidden_states"].masked_fill(at, 0)
-            kwargs["recurrent_gate"] = kwargs["recurrent_gate"].masked_fill(at, 1)
-        if reset is not None:
-            kwargs["reset"] = kwargs["reset"] | reset.to(device)[..., None]
-        op.inputs = args, kwargs
-
-    def _edit_step(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self.scan
-        (state, hidden_states, dt, *rest), kwargs = op.inputs
-        watch(state)
-        if reset is not None:
-            state[reset[:, 0].to(state.device)] = 0  # in place: the update writes into this very tensor
-        if skip is not None and self.family.scan == "mamba":
-            dt = dt.masked_fill(skip.to(dt.device), -torch.inf)
-            op.inputs = (state, hidden_states, dt, *rest), kwargs
-
-    def _edit_scan(self, skip: PositionMask | None, reset: PositionMask | None, watch: Watch) -> None:
-        op = self.scan
-        (hidden_states, dt, *rest), kwargs = op.inputs
-        watch(kwargs.get("initial_states"))
-        if skip is not None and self.family.scan == "mamba":
-            dt = dt.masked_fill(skip.to(dt.device)[:, None, :], -torch.inf)
-            op.inputs = (hidden_states, dt, *rest), kwargs
-        if reset is None:
-            return
-        reset = reset.to(dt.device)
-        own = (selective_scan if self.family.scan == "mamba" else mamba2_scan_from)(
-            hidden_states, dt, *rest, **{**kwargs, "resets": reset}
-        )
-        rows, found = reset.any(-1), op.output
-        op.output = (
-            tuple(_rows(rows, new, old) for new, old in zip(own, found, strict=True))
-            if isinstance(found, tuple)
-            else _rows(rows, own, found)
-        )
-
-
-def _rows(rows: Tensor, new: Tensor, old: Tensor) -> Tensor:
-    """The new rows where ``rows`` says so, the old ones elsewhere."""
-    return torch.where(rows.view(-1, *[1] * (old.dim() - 1)), new.to(old), old)
+    def _closed(self, projected: Tensor, mask: Tensor) -> Tensor:
+        if self.family.scan not in ("mamba", "mamba2"):
+            return projected.masked_fill(mask, 0)
+        projected, module = projected.clone(), self.mixer._module
+        inner = module.intermediate_size
+        if self.family.scan == "mamba":
+            projected[..., :inner].masked_fill_(mask, 0)
+        else:
+            projected[..., inner : inner + module.conv_dim].masked_fill_(mask, 0)
+            projected[..., inner + module.conv_dim :].masked_fill_(mask, -torch.inf)  # softplus(-inf) = 0
+        return projected

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from segregation.prompts.spans import TokenSpans
@@ -84,6 +83,16 @@ def forward_arguments(module: nn.Module, args: Sequence[Any], kwargs: Mapping[st
     return {**dict(zip(_names(type(module)), args, strict=False)), **kwargs} if args else dict(kwargs)
 
 
+def cache_of(arguments: Mapping[str, Any]) -> Any:
+    """The cache among the arguments of a forward, of a model or of a mixer, or ``None``.
+
+    >>> cache_of({"cache_params": 1}), cache_of({"past_key_values": 2}), cache_of({})
+    (1, 2, None)
+    """
+    cache = arguments.get("past_key_values")
+    return arguments.get("cache_params") if cache is None else cache
+
+
 @functools.cache
 def _names(module: type[nn.Module]) -> tuple[str, ...]:
     return tuple(name for name in inspect.signature(module.forward).parameters if name != "self")
@@ -104,7 +113,7 @@ def token_positions(arguments: Mapping[str, Any]) -> Positions:
     The 2-D attention mask decides where there is one, since ``position_ids`` of padding are not told from position 0.
     """
     batch, length = _shape(arguments)
-    mask, ids, cache = (arguments.get(name) for name in ("attention_mask", "position_ids", "past_key_values"))
+    mask, ids, cache = arguments.get("attention_mask"), arguments.get("position_ids"), cache_of(arguments)
     past = cache.get_seq_length() if cache is not None else 0
     if isinstance(mask, Tensor) and mask.dim() == 2:
         if length == 1 and mask.shape[1] > past:  # a token fed alone is never padding
@@ -114,7 +123,9 @@ def token_positions(arguments: Mapping[str, Any]) -> Positions:
         return ((seen.cumsum(-1) + max(missing, 0)) * seen - 1)[:, -length:]
     if ids is not None:
         return ids.expand(batch, length)
-    return (torch.arange(length, device=_tokens(arguments).device) + past).expand(batch, length)
+    from segregation.models.caches import positions_without_mask
+
+    return positions_without_mask(cache, batch, length, _tokens(arguments).device)
 
 
 def _tokens(arguments: Mapping[str, Any]) -> Tensor:

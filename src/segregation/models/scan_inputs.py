@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from segregation.errors import ModelError
 from segregation.models.hybrid import HybridModel
 from segregation.models.mixers import MixerCall
 from segregation.models.positions import Run
@@ -39,8 +40,9 @@ class ScanCall:
         """The call under way of a recurrent layer.
 
         Raises:
-            ModelError: no such layer, or one of attention.
+            ModelError: no such layer, one without a recurrent mixer, or a family whose scan is no linear recurrence.
         """
+        check_recurrence(model)
         return cls(MixerCall.of(model.mixer(layer), model.family, layer), model.run, layer)
 
     def conv_inputs(self) -> Float[Tensor, "batch pos width"]:
@@ -48,6 +50,8 @@ class ScanCall:
         if self.call.family.scan == "rg_lru":
             return self.call.mixer.linear_x.output
         module, projected = self.call.mixer._module, self.call.mixer.in_proj.output
+        if self.call.family.conv_multiplier:
+            projected = projected * getattr(module, self.call.family.conv_multiplier)
         start = 0 if self.call.family.scan == "mamba" else module.intermediate_size
         return projected[..., start : start + (module.intermediate_size if start == 0 else module.conv_dim)]
 
@@ -87,6 +91,19 @@ class ScanCall:
         return own
 
 
+def check_recurrence(model: HybridModel) -> None:
+    """Refuse a model whose mixers cannot be read as the linear recurrence of ``models.recurrence``.
+
+    Raises:
+        ModelError: its family, and why.
+    """
+    if "recurrence" in model.family.cannot:
+        name = model.description.get("name", model.family.name)
+        raise ModelError(
+            f"the recurrent layers of {name} cannot be taken apart token by token: {model.family.cannot['recurrence']}"
+        )
+
+
 Read = Callable[[Sequence[Any], Mapping[str, Any], Callable[[PositionMask], PositionMask]], Recurrence]
 
 
@@ -97,7 +114,9 @@ def taps(model: HybridModel, layer: int) -> int:
 
 
 def conv_width(model: HybridModel, layer: int) -> int:
-    """How many tokens a layer's short convolution reads, its own included."""
+    """How many tokens a layer's short convolution reads, its own included; 1 where it has none."""
+    if "conv" in model.family.cannot:
+        return 1
     module = model.mixer(layer)._module
     return module.conv1d_width if model.family.scan == "rg_lru" else module.conv_kernel_size
 
@@ -108,6 +127,7 @@ def scan_sizes(model: HybridModel, layer: int) -> tuple[int, int, int]:
     Raises:
         ModelError: no such layer, or one of attention.
     """
+    check_recurrence(model)
     module = model.mixer(layer)._module
     if model.family.scan == "rg_lru":
         return module.lru_width, 1, 1
@@ -193,13 +213,14 @@ def _mamba2(args: Sequence[Any], kwargs: Mapping[str, Any], reset: Callable[...,
 
 def _mamba2_step(args: Sequence[Any], kwargs: Mapping[str, Any], reset: Callable[..., PositionMask]) -> Recurrence:
     state, x, dt, rate, keys, reads, *rest = args
-    skip, bias = rest[0] if rest else kwargs.get("D"), kwargs.get("dt_bias")
+    skip, bias, z = rest[0] if rest else kwargs.get("D"), kwargs.get("dt_bias"), kwargs.get("z")
     dt = _steps(
         dt[..., 0], None if bias is None else bias[:, 0], kwargs.get("dt_softplus")
     )  # the same in all of a head
     return _mamba2_recurrence(
         x.float()[:, None], dt[:, None], rate[:, 0, 0], keys[:, None], reads[:, None],
         None if skip is None else skip[:, 0], reset, state.float().clone(),
+        None if z is None else silu(z.float())[:, None],
     )  # fmt: skip
 
 
@@ -212,6 +233,7 @@ def _mamba2_recurrence(
     skip: Float[Tensor, " head"] | None,
     reset: Callable[..., PositionMask],
     initial: HeldState | None,
+    gate: Float[Tensor, "batch pos head d_head"] | None = None,
 ) -> Recurrence:
     return Recurrence(
         step=dt,
@@ -221,6 +243,7 @@ def _mamba2_recurrence(
         keys=keys.float().clone(),
         reads=reads.float().clone(),
         skip=None if skip is None else x * skip.float()[..., None],
+        gate=gate,
         initial=initial,
     )
 
@@ -230,7 +253,7 @@ def _steps(dt: Tensor, bias: Tensor | None, is_softplus: bool | None) -> Tensor:
     return (softplus(dt) if is_softplus else dt).float()
 
 
-_READERS: Mapping[tuple[str, bool], Read] = {
+_READERS: Mapping[tuple[str | None, bool], Read] = {
     ("rg_lru", False): _rg_lru,
     ("mamba", False): _mamba,
     ("mamba", True): _mamba_step,

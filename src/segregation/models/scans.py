@@ -7,13 +7,15 @@ elsewhere transformers' own code, or the compiled kernels it finds, stay in char
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from segregation.models.family import Family
 from segregation.shapes import PositionMask
 
 BLOCK = 2**19
@@ -149,9 +151,32 @@ def mamba2_scan_from(
     return (output, state) if options.get("return_final_states") else output
 
 
-def use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
-    """Let RG-LRU modules scan by ``rg_lru_scan`` where it applies."""
+_KERNELS = (
+    *("causal_conv1d_fn", "causal_conv1d_update", "mamba_selective_scan", "mamba_selective_state_update"),
+    *("mamba2_chunk_scan", "mamba2_selective_state_update", "torch_chunk_gated_delta_rule"),
+    *("torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"),
+)
+"""What transformers' modelling files call the functions for which it finds compiled kernels, where they have them."""
 
+
+def use_own_scans(family: Family, mixers: Sequence[nn.Module]) -> None:
+    """Let the mixers of a model scan by the forms here where they apply, and keep to PyTorch on a CPU.
+
+    Where compiled kernels are installed, transformers hands them tensors of any device; on a CPU they are refused, so
+    there its own PyTorch references run instead. Done once per modelling file and process, and harmless to others.
+    """
+    if family.scan == "rg_lru":
+        _use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in mixers)
+        return
+    for room in {type(mixer).__module__: sys.modules[type(mixer).__module__] for mixer in mixers}.values():
+        for name in _KERNELS:
+            kernel = getattr(room, name, None)
+            if kernel is not None and not getattr(kernel, "keeps_to_reference", False):
+                kernel = reference_on_cpu(kernel)
+                setattr(room, name, _in_place(kernel) if name == "mamba_selective_scan" else kernel)
+
+
+def _use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
     def scan(original: Callable[..., Any], **arguments: Any) -> Any:
         states = arguments["hidden_states"]
         if states.shape[1] == 1 or not _applies(states, arguments["recurrent_gate"]):
@@ -163,20 +188,7 @@ def use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
         unit.__dict__["_rnn_scan"] = functools.partial(scan, original)
 
 
-def use_mamba_scan() -> None:
-    """Let transformers' Jamba scan by ``mamba_scan`` where it applies; once per process, and harmless to others.
-
-    Where compiled kernels are installed, transformers hands them tensors of any device; on a CPU they are refused, so
-    there its own PyTorch reference runs instead.
-    """
-    from transformers.models.jamba import modeling_jamba
-
-    if getattr(modeling_jamba.mamba_selective_scan, "scans_in_place", False):
-        return
-    for name in ("mamba_selective_scan", "mamba_selective_state_update", "causal_conv1d_fn", "causal_conv1d_update"):
-        setattr(modeling_jamba, name, reference_on_cpu(getattr(modeling_jamba, name)))
-    original = modeling_jamba.mamba_selective_scan
-
+def _in_place(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Any:
         plain = hidden_states.dtype == torch.float32 and not options.get("use_mambapy")
@@ -184,18 +196,7 @@ def use_mamba_scan() -> None:
             return original(hidden_states, dt, A, B, C, **options)
         return selective_scan(hidden_states, dt, A, B, C, **options)
 
-    scan.__dict__["scans_in_place"] = True
-    modeling_jamba.mamba_selective_scan = scan
-
-
-def use_mamba2_scan() -> None:
-    """Let transformers' Bamba keep to its own PyTorch references on a CPU; once per process, and harmless to others."""
-    from transformers.models.bamba import modeling_bamba
-
-    for name in ("mamba2_chunk_scan", "mamba2_selective_state_update", "causal_conv1d_fn", "causal_conv1d_update"):
-        kernel = getattr(modeling_bamba, name)
-        if not getattr(kernel, "keeps_to_reference", False):
-            setattr(modeling_bamba, name, reference_on_cpu(kernel))
+    return scan
 
 
 def reference_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from segregation.errors import ModelError
 from segregation.models.family import Family
 from segregation.models.memory import held_states
-from segregation.models.positions import forward_arguments
+from segregation.models.positions import cache_of, forward_arguments
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,12 @@ class RecurrentState:
     """What a recurrent layer remembers after the tokens it has read; copies, so later steps do not change them.
 
     Attributes:
-        recurrent: the state of the recurrence (RG-LRU: ``batch width``; Mamba: ``batch width d_state``).
-        conv: the buffer of the short convolution; ``None`` where the run keeps none.
+        recurrent: the state of the recurrence (RG-LRU: ``batch width``; Mamba: ``batch width d_state``; the others:
+            ``batch head ...``); ``None`` where the family has none.
+        conv: the buffer of the short convolution; ``None`` where the family or the run keeps none.
     """
 
-    recurrent: Float[Tensor, "batch ..."]
+    recurrent: Float[Tensor, "batch ..."] | None
     conv: Float[Tensor, "batch width taps"] | None
 
 
@@ -33,10 +34,9 @@ def state_change(before: RecurrentState, after: RecurrentState) -> float:
     >>> state_change(one, RecurrentState(torch.tensor([[0.0, 0.5]]), one.conv))
     0.5
     """
-    pairs = [(before.recurrent, after.recurrent)]
-    if before.conv is not None and after.conv is not None:
-        pairs.append((before.conv, after.conv))
-    return max(float((new.float() - old.float()).abs().max()) for old, new in pairs)
+    pairs = [(before.recurrent, after.recurrent), (before.conv, after.conv)]
+    kept = [(old, new) for old, new in pairs if old is not None and new is not None]
+    return max(float((new.float() - old.float()).abs().max()) for old, new in kept)
 
 
 def check_taken(what: str, written: Float[Tensor, "..."], read: Float[Tensor, "..."] | None) -> None:
@@ -64,9 +64,10 @@ def recurrent_state(mixer: Any, family: Family, layer: int) -> RecurrentState:
     else:
         args, kwargs = mixer.inputs
         _ = mixer.output
-        cache = forward_arguments(mixer._module, args, kwargs).get("cache_params")
-        kept = cache.layers[layer] if cache is not None else None
-        conv, recurrent = (kept.conv_states[0], kept.recurrent_states[0]) if kept is not None else (None, None)
-    if recurrent is None:
+        from segregation.models.caches import kept_states
+
+        cache = cache_of(forward_arguments(mixer._module, args, kwargs))
+        conv, recurrent = kept_states(cache, layer) if cache is not None else (None, None)
+    if recurrent is None and (conv is None or "state" not in family.cannot):
         raise ModelError(f"layer {layer} keeps no state in a run with use_cache=False; leave use_cache on")
-    return RecurrentState(recurrent.clone(), None if conv is None else conv.clone())
+    return RecurrentState(*(None if state is None else state.clone() for state in (recurrent, conv)))

@@ -25,13 +25,15 @@ def check_structure(
     Raises:
         FamilyError: a layer is not of its type, or attention has no such operation.
     """
-    for layer, kind in enumerate(layer_types):
-        block = attention(layer) if kind == "attention" else mixer(layer)
+    wanted = [(layer, kind, "attention") for layer, kind in enumerate(layer_types) if kind in ("attention", "hybrid")]
+    wanted += [(layer, kind, "recurrent") for layer, kind in enumerate(layer_types) if kind in ("recurrent", "hybrid")]
+    for layer, kind, part in wanted:
+        block = attention(layer) if part == "attention" else mixer(layer)
         names = inspect.unwrap(type(block._module).forward).__code__.co_varnames
-        if ("attention_interface" in names) != (kind == "attention"):
+        if ("attention_interface" in names) != (part == "attention"):
             raise FamilyError(f"layer {layer} should be {kind}, but {block.path} is a {type(block._module).__name__}")
-    if "attention" not in layer_types:
+    if (first := next((layer for layer, _, part in wanted if part == "attention"), None)) is None:
         return
-    source = attention(list(layer_types).index("attention")).source
+    source = attention(first).source
     if family.attention_call not in source.names:
         raise FamilyError(f"no operation {family.attention_call} in attention; found {', '.join(source.names)}")

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +16,11 @@ from torch.nn.functional import pad
 from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.head_rules import check_layers
 from segregation.interventions.rules import Plan
+from segregation.models.channels import RECURRENT_CHANNELS, read_channel
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import forward_arguments, token_positions
 from segregation.models.recurrence import states_after
-from segregation.models.scan_inputs import ScanCall, as_held, scan_sizes, taps
+from segregation.models.scan_inputs import ScanCall, as_held, check_recurrence, taps
 from segregation.models.states import RecurrentState
 from segregation.prompts.sample import Sample
 from segregation.runs.generate import checked_rows, generate_rows, listed
@@ -41,9 +41,9 @@ class States:
         record: what the row generated, under which plan.
         positions: after which positions, in order: those of the prompt that were asked for, then every new token that
             was read (the last new one never is).
-        recurrent: per layer, the state of the recurrence as the model holds it: RG-LRU ``at width``, Mamba-1
-            ``at width d_state``, Mamba-2 ``at head d_head d_state``.
-        conv: per layer, the buffer of the short convolution: its last inputs, zeros before the first token.
+        recurrent: per layer that has one, the state of the recurrence as the model holds it: RG-LRU ``at width``,
+            Mamba-1 ``at width d_state``, Mamba-2 ``at head d_head d_state``, delta rules ``at head d_key d_value``.
+        conv: per layer that has one, the buffer of the short convolution: its last inputs, zeros before the first.
     """
 
     record: Record
@@ -79,7 +79,8 @@ def states(
         max_bytes: the most that the states of one batch may take, as ``state_bytes`` counts them.
 
     Raises:
-        ModelError: no recurrent layer, another layer, or too many bytes.
+        ModelError: no recurrent layer, another layer, too many bytes, or states after earlier prompt tokens of a family
+            whose scan cannot be walked again (``sg.fork`` and ``read_on`` give those).
         PlanError: a plan that is impossible on this model, or positions that are none.
         SampleError: a prompt that does not fit with its new tokens, or lacks a position asked for.
     """
@@ -88,9 +89,11 @@ def states(
     rows = checked_rows(model, samples, plans, max_new_tokens)
     batch = min(len(rows), batch_size or ROWS)
     wanted = {row.index: _positions(at, len(row.prompt), samples[row.index // len(plans)]) for row in rows}
+    early = any(min(wanted[row.index]) < len(row.prompt) - 1 for row in rows)
+    if early:
+        check_recurrence(model)
     _check_bytes(model, chosen, max(map(len, wanted.values()), default=0) + max_new_tokens - 1, batch, max_bytes)
     reader = _Reader(chosen, wanted)
-    early = any(min(wanted[row.index]) < len(row.prompt) - 1 for row in rows)
     runs = generate_rows(
         model, samples, rows, max_new_tokens, batch_size, reader.watch, reader.watch if early else None
     )
@@ -98,8 +101,18 @@ def states(
 
 
 def state_bytes(model: HybridModel, layers: Sequence[int], positions: int) -> int:
-    """Bytes of the states of one row, in fp32, after so many positions; convolution buffers are counted as well."""
-    return 4 * positions * sum(prod(scan_sizes(model, layer)) + _buffered(model, layer) for layer in layers)
+    """Bytes of the states of one row, in fp32, after so many positions; convolution buffers are counted as well.
+
+    Their sizes are those of a memory of one token, which is made for it.
+    """
+    cache = model.new_cache()
+    with torch.no_grad():
+        model.reset()
+        model.hf_model(torch.zeros(1, 1, dtype=torch.long, device=model.device), past_key_values=cache, use_cache=True)
+    held = model.remember(cache, torch.ones(1, dtype=torch.long)).held
+    found = [read_channel(model, cache, layer, channel, held) for layer in layers for channel in RECURRENT_CHANNELS]
+    model.reset()
+    return 4 * positions * sum(0 if one is None else one.numel() for one in found)
 
 
 def save_states(states: Iterable[States], path: str | Path) -> None:
@@ -125,13 +138,6 @@ def _check_bytes(model: HybridModel, layers: Sequence[int], positions: int, rows
             f"states after {positions} positions of {rows} rows held together would take {wanted:,} bytes, and "
             f"max_bytes is {limit:,}; ask for fewer positions or layers, lower batch_size, or raise max_bytes"
         )
-
-
-def _buffered(model: HybridModel, layer: int) -> int:
-    width = scan_sizes(model, layer)[0]
-    if model.family.scan == "mamba2":
-        width = model.mixer(layer)._module.conv_dim
-    return taps(model, layer) * width
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,8 +170,9 @@ class _Reader:
         recurrent, conv = {}, {}
         for layer in self._layers:
             own = [held.found[position][layer] for position in positions]
-            recurrent[layer] = torch.cat([state.recurrent for state in own])
-            conv[layer] = torch.cat([state.conv for state in own if state.conv is not None])
+            for into, parts in ((recurrent, [one.recurrent for one in own]), (conv, [one.conv for one in own])):
+                if there := [part for part in parts if part is not None]:
+                    into[layer] = torch.cat(there)
         return States(record, tuple(positions), recurrent, conv)
 
 
@@ -203,12 +210,12 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, reading: _Reading) -
         for layer in reading.layers if places else ():
             if len(positions[0]) == 1:
                 state = model.state(layer)
-                found = {0: RecurrentState(state.recurrent.detach().cpu(), _cpu(state.conv))}
+                found = {0: RecurrentState(_cpu(state.recurrent), _cpu(state.conv))}
             else:
                 found = _after(model, layer, columns)
             for held, batch, column, position in places:
                 one = found[column]
-                own = RecurrentState(one.recurrent[batch, None].clone(), _row(one.conv, batch))
+                own = RecurrentState(_row(one.recurrent, batch), _row(one.conv, batch))
                 held.found.setdefault(position, {})[layer] = own
 
 
@@ -222,12 +229,12 @@ def _after(model: HybridModel, layer: int, columns: Sequence[int]) -> dict[int, 
     return {column: RecurrentState(state, conv) for column, state, conv in zip(columns, walked, buffers, strict=True)}
 
 
-def _row(conv: Tensor | None, batch: int) -> Tensor | None:
-    return None if conv is None else conv[batch, None].clone()
+def _row(state: Tensor | None, batch: int) -> Tensor | None:
+    return None if state is None else state[batch, None].clone()
 
 
-def _cpu(conv: Tensor | None) -> Tensor | None:
-    return None if conv is None else conv.detach().cpu()
+def _cpu(state: Tensor | None) -> Tensor | None:
+    return None if state is None else state.detach().cpu()
 
 
 def checked_recurrent_layers(model: HybridModel, layers: Sequence[int] | Literal["all"]) -> tuple[int, ...]:

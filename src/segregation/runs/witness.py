@@ -84,8 +84,8 @@ def _watch(tracer: Any, model: HybridModel, witness: _Witness) -> None:
             _ = forward.inputs
         except OutOfOrderError:
             return
-        for layer in range(model.n_layers):
-            if layer in model.attention_layers:
+        for layer, part in model.in_order(range(model.n_layers)):
+            if part == "attention":
                 call = model.attention_call(layer)
                 for channel, read in zip(ATTENTION_CHANNELS, (call.key, call.value), strict=True):
                     witness.check(layer, channel, read[:, :, :-1])

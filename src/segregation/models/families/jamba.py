@@ -12,17 +12,13 @@ FAMILY = Family(
     attention="self_attn",
     mixer="mamba",
     scan="mamba",
+    conv_inputs=("in_proj",),
     max_positions="max_position_embeddings",
     understood=frozenset(
         {
-            *("vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers"),
-            *("num_attention_heads", "num_key_value_heads", "hidden_act", "initializer_range", "rms_norm_eps"),
-            *("use_cache", "output_router_logits", "router_aux_loss_coef", "pad_token_id", "bos_token_id"),
-            *("eos_token_id", "max_position_embeddings", "attention_dropout", "num_experts_per_tok", "num_experts"),
-            *("expert_layer_period", "expert_layer_offset", "attn_layer_period", "attn_layer_offset"),
-            *("use_mamba_kernels", "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank"),
-            *("mamba_conv_bias", "mamba_proj_bias", "use_mambapy", "use_associative_scan", "layers_block_type"),
-            *("layer_types", "layers_num_experts", "num_logits_to_keep", "calc_logits_for_entire_prompt", "head_dim"),
+            *("num_experts", "expert_layer_period", "expert_layer_offset", "attn_layer_period", "attn_layer_offset"),
+            *("mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank", "mamba_conv_bias", "mamba_proj_bias"),
+            *("use_mambapy", "use_associative_scan", "layers_num_experts", "calc_logits_for_entire_prompt"),
         }
     ),
     required={"sliding_window": (None,)},

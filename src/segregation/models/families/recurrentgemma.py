@@ -16,16 +16,13 @@ FAMILY = Family(
     scan="rg_lru",
     window="attention_window_size",
     held_states=("conv1d_state", "rg_lru.recurrent_states"),
+    conv_inputs=("linear_x",),
     padded_inputs=("linear_x",),
-    beams=False,
+    cannot={"beams": "beams do not move the state that it holds on its modules"},
     understood=frozenset(
         {
-            *("num_hidden_layers", "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"),
-            *("lru_width", "attention_window_size", "conv1d_width", "logits_soft_cap", "rms_norm_eps", "use_cache"),
-            *("pad_token_id", "eos_token_id", "bos_token_id", "hidden_activation", "rope_parameters", "rope_theta"),
-            *("partial_rotary_factor", "block_types", "attention_dropout", "num_key_value_heads", "attention_bias"),
-            *("w_init_variance_scale", "final_w_init_variance_scale", "tie_word_embeddings", "head_dim"),
-            *("layers_block_type", "layer_types"),
+            *("lru_width", "attention_window_size", "conv1d_width", "logits_soft_cap", "hidden_activation"),
+            *("block_types", "w_init_variance_scale", "final_w_init_variance_scale"),
         }
     ),
     required={"embeddings_scale_by_sqrt_dim": (True,)},

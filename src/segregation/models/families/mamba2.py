@@ -1,0 +1,26 @@
+"""Mamba-2: Mamba-2 mixers in every layer; a control beside hybrids.
+
+What is particular: as Mamba, the layers are ``backbone.layers``, the cache is ``cache_params``, and there are no
+positions.
+"""
+
+from segregation.models.family import Family
+
+FAMILY = Family(
+    name="mamba2",
+    model_type="mamba2",
+    layers="backbone.layers",
+    mixer="mixer",
+    scan="mamba2",
+    conv_inputs=("in_proj",),
+    only="recurrent",
+    cache="cache_params",
+    understood=frozenset(
+        {
+            *("num_heads", "head_dim", "state_size", "layer_norm_epsilon", "expand", "conv_kernel", "n_groups"),
+            *("use_bias", "use_conv_bias", "residual_in_fp32", "time_step_rank", "time_step_min", "time_step_max"),
+            *("time_step_floor", "rescale_prenorm_residual", "chunk_size", "rms_norm", "norm_before_gate"),
+        }
+    ),
+    required={"time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
+)
