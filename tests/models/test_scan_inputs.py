@@ -1,8 +1,9 @@
 """The one view of three scans against what the scans themselves return, and against transformers' own code."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import pytest
 import torch
 from nnsight import save
 from torch import Tensor
@@ -11,9 +12,25 @@ from transformers.models.jamba import modeling_jamba
 from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent, ResetState
 from segregation.interventions.rules import Plan
+from segregation.models.family import families
 from segregation.models.hybrid import HybridModel
 from segregation.models.recurrence import Recurrence, outputs, states_after, walk
 from segregation.models.scan_inputs import ScanCall, as_held
+from tests.tiny import CONFIGS
+
+READABLE = [
+    family.name
+    for family in families().values()
+    if family.scan is not None and "recurrence" not in family.cannot and family.name in CONFIGS
+]
+
+
+@pytest.fixture(scope="module", params=READABLE)
+def any_scan(request: pytest.FixtureRequest, build: Callable[..., HybridModel]) -> HybridModel:
+    """Every family that can be read as a recurrence; those that clamp dt in prefill only, without the clamp."""
+    clamp = next(family for family in families().values() if family.name == request.param).clamps_prefill
+    return build(request.param, **({clamp: 1e-9} if clamp else {}))
+
 
 TEXT = "abc defgh ij abc klm defgh, and some more of it"
 
