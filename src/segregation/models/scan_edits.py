@@ -1,5 +1,6 @@
 """How each kind of scan is let pass some tokens, or started from zero on the way, by what its operation is given."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,10 @@ def edit_scan(scan: Scan | None, stepwise: bool, op: Any, skip: _Mask, reset: _M
         _edit_delta(op, skip, reset, watch)
     elif stepwise:
         _edit_mamba_step(op, skip if scan == "mamba" else None, reset, watch)
+    elif scan == "mamba":
+        _edit_mamba(op, skip, reset, watch)
     else:
-        own = selective_scan if scan == "mamba" else mamba2_scan_from
-        _edit_mamba(op, own, skip if scan == "mamba" else None, reset, watch)
+        _edit_mamba2(op, skip, reset, watch)
 
 
 def _edit_rg_lru(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
@@ -83,7 +85,20 @@ def _edit_mamba_step(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
         op.inputs = (state, hidden_states, dt, *rest), kwargs
 
 
-def _edit_mamba(op: Any, own: Callable[..., Any], skip: _Mask, reset: _Mask, watch: Watch) -> None:
+def _edit_mamba2(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
+    """What closed the mixer's input made dt zero at the tokens of ``skip``, but where the scan clamps it from below."""
+    args, kwargs = op.inputs
+    watch(kwargs.get("initial_states"))
+    passed = skip if kwargs.get("dt_limit", (0.0,))[0] > 0 else None
+    walked = {
+        name: mask.to(args[0].device) for name, mask in (("resets", reset), ("passed", passed)) if mask is not None
+    }
+    if walked:
+        rows = functools.reduce(torch.logical_or, walked.values()).any(-1)
+        _put(op, rows, mamba2_scan_from(*args, **kwargs, **walked))
+
+
+def _edit_mamba(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
     (hidden_states, dt, *rest), kwargs = op.inputs
     watch(kwargs.get("initial_states"))
     if skip is not None:
@@ -92,8 +107,11 @@ def _edit_mamba(op: Any, own: Callable[..., Any], skip: _Mask, reset: _Mask, wat
     if reset is None:
         return
     reset = reset.to(dt.device)
-    scanned = own(hidden_states, dt, *rest, **{**kwargs, "resets": reset})
-    rows, found = reset.any(-1), op.output
+    _put(op, reset.any(-1), selective_scan(hidden_states, dt, *rest, **{**kwargs, "resets": reset}))
+
+
+def _put(op: Any, rows: Tensor, scanned: Any) -> None:
+    found = op.output
     op.output = (
         tuple(_rows(rows, new, old) for new, old in zip(scanned, found, strict=True))
         if isinstance(found, tuple)

@@ -203,7 +203,9 @@ def _mamba_recurrence(
 
 def _mamba2(args: Sequence[Any], kwargs: Mapping[str, Any], reset: Callable[..., PositionMask]) -> Recurrence:
     hidden_states, dt, rate, keys, reads = args[:5]
+    passed = dt == -torch.inf  # what a rule makes of tokens that the state is to pass, whatever the clamp
     dt = _steps(dt, kwargs.get("dt_bias"), kwargs.get("dt_softplus")).clamp(*kwargs.get("dt_limit", (0.0, torch.inf)))
+    dt = dt.masked_fill(passed, 0)
     state = kwargs.get("initial_states")
     return _mamba2_recurrence(
         hidden_states.float(), dt, rate, keys, reads, kwargs.get("D"), reset,

@@ -137,14 +137,20 @@ def mamba2_scan_from(
     B: Tensor,
     C: Tensor,
     resets: PositionMask | None = None,
+    passed: PositionMask | None = None,
     **options: Any,
 ) -> Any:
-    """``mamba2_scan`` with the arguments and results of transformers' ``mamba2_chunk_scan``."""
+    """``mamba2_scan`` with the arguments and results of transformers' ``mamba2_chunk_scan``.
+
+    At the tokens of ``passed`` dt is zero, whatever its limits, so that the state passes them unchanged.
+    """
     if options.get("dt_bias") is not None:
         dt = dt + options["dt_bias"].to(dt.dtype)
     if options.get("dt_softplus"):
         dt = nn.functional.softplus(dt)
     dt = dt.clamp(*options.get("dt_limit", (0.0, float("inf"))))
+    if passed is not None:
+        dt = dt.masked_fill(passed[..., None], 0)
     output, state = mamba2_scan(hidden_states, dt, A, B, C, options.get("initial_states"), resets)
     if options.get("D") is not None:
         output = output + hidden_states.float() * options["D"][..., None]
