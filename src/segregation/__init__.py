@@ -23,7 +23,7 @@ _HOME = {
     "PAPER_PHASES": "interventions.presets",
     "Sample": "prompts.sample",
     "load_model": "models.load",
-    "bundled_models": "models.load",
+    "bundled_models": "models.source",
     "HybridModel": "models.hybrid",
     "run_checks": "models.checks",
     "generate": "runs.generate",

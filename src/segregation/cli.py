@@ -1,10 +1,10 @@
 """The ``segregation`` command: list and check models, run one needle grid under a plan, report on a run."""
 
-import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -18,7 +18,7 @@ from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.prompts.grid import Grid
 
 FAILED_CHECK = 1
-"""Exit code for a model that fails a check."""
+"""Exit code for a model that fails a check of which more follows than a report."""
 
 Positional = tyro.conf.Positional
 
@@ -29,7 +29,7 @@ class Models:
 
     def __call__(self) -> int:
         """Print one row per bundled model."""
-        from segregation.models.load import WEIGHTS, bundled_models
+        from segregation.models.source import WEIGHTS, bundled_models
 
         title = "Bundled models (others open by folder or by hub id OWNER/NAME)"
         table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))  # 80 columns hold it
@@ -48,32 +48,71 @@ class Models:
 class Check:
     """Check whether a model can be believed here: edits act, nothing leaks, batches equal singles.
 
+    The exit code is 1 if a check fails that refuses the model or switches something off, else 0.
+
     Attributes:
         model: bundled name, folder or hub id.
         json: print the checks as JSON.
+        dtype: of the weights in memory; tolerances follow it.
+        device: where the model goes, "cpu", "cuda" or "auto".
+        attn_implementation: what attention runs on.
+        revision: branch, tag or commit of a hub model.
     """
 
     model: Positional[str]
     json: bool = False
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "cpu"
+    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    revision: str | None = None
 
     def __call__(self) -> int:
-        """Print every check; the exit code is 1 if one failed."""
-        from segregation.models.checks import run_checks
+        """Print every check, what is switched off, and what failed or was not done, with the reason."""
+        import torch
+
+        from segregation.models import checks
         from segregation.models.load import load_model
 
-        checks = run_checks(load_model(self.model, self_checks=False))
+        model = load_model(
+            self.model,
+            dtype=getattr(torch, self.dtype),
+            device_map=self.device,
+            attn_implementation=self.attn_implementation,
+            revision=self.revision,
+            self_checks=False,
+        )
+        summary = checks.summarise(model, checks.run_checks(model))
         if self.json:
-            print(json.dumps([dataclasses.asdict(check) for check in checks], indent=2))
+            print(json.dumps(summary, indent=2))
         else:
-            table = Table(title=f"Checks of {escape(self.model)}", title_justify="left")
-            for column in ("check", "passed", "measured", "tolerance", "if it fails"):
-                table.add_column(column)
-            for check in checks:
-                passed = "[green]yes[/]" if check.passed else "[bold red]no[/]"
-                consequence = f"{check.switched_off} is switched off" if check.switched_off else "the model is refused"
-                table.add_row(check.name, passed, f"{check.measured:.2e}", f"{check.tolerance:.0e}", consequence)
-            Console().print(table)
-        return 0 if all(check.passed for check in checks) else FAILED_CHECK
+            self._print(summary)
+        return FAILED_CHECK if summary["refused"] or summary["switched_off"] else 0
+
+    def _print(self, summary: dict[str, Any]) -> None:
+        from segregation.models.checks import CONSEQUENCES, MORE_THAN
+
+        console = Console(soft_wrap=False)
+        where = f"{summary['family']}, {summary['dtype']} on {summary['device']}, {summary['attn_implementation']}"
+        table = Table(title=f"Checks of {escape(self.model)} ({where})", title_justify="left", box=None)
+        table.padding = (0, 1, 0, 0)  # 80 columns hold it
+        for column in ("check", "outcome", "measured", "limit", "if it fails"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("measured", "limit") else "left")
+        for check in summary["checks"]:
+            colour = {"pass": "green", "fail": "bold red", "not done": "dim"}[check["outcome"]]
+            measured = "-" if check["measured"] is None else f"{check['measured']:.2e}"
+            limit = f"{check['tolerance']:.0e}" if check["tolerance"] else "0"
+            limit = f"{'>' if check['name'] in MORE_THAN else '≤'} {limit}"
+            outcome = f"[{colour}]{check['outcome']}[/]"
+            table.add_row(escape(check["name"]), outcome, measured, limit, CONSEQUENCES[check["consequence"]])
+        console.print(table)
+        for check in summary["checks"]:
+            if check["note"]:
+                console.print(f"- {check['name']} ({check['outcome']}): {check['note']}", markup=False, highlight=False)
+        counts = Counter(check["outcome"] for check in summary["checks"])
+        console.print(", ".join(f"{n} {outcome}" for outcome, n in counts.items()), f"in {summary['seconds']:.1f} s")
+        console.print("Switched off:", ", ".join(summary["switched_off"]) or "nothing", highlight=False)
+        if summary["refused"]:
+            console.print("[bold red]The model is refused:[/] no number from it can be believed here")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import PreTrainedTokenizerFast
 
-from segregation.models.load import WEIGHTS
+from segregation.models.source import WEIGHTS
 from tests.conftest import FAMILIES, byte_tokenizer, random_module
 
 logging.getLogger("lm_eval").setLevel(logging.ERROR)

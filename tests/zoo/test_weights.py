@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 import segregation as sg
-from segregation.models.load import weights_sha256
+from segregation.models.provenance import weights_sha256
 from segregation.prompts.grid import Grid
 from segregation.zoo import card, corpus
 from segregation.zoo.evaluate import Gate, choice, language, read_gates, retrieval

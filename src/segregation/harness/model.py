@@ -30,7 +30,7 @@ from segregation.interventions.recurrent_rules import PatchState
 from segregation.interventions.resolve import spans_of_rule
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
-from segregation.models.load import versions
+from segregation.models.provenance import versions
 from segregation.runs.generate import described, whole_plan
 from segregation.runs.launch import Row
 from segregation.runs.loglikelihood import score_rows

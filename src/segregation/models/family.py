@@ -18,11 +18,11 @@ LayerType = Literal["attention", "recurrent", "hybrid", "mlp"]
 Scan = Literal["rg_lru", "mamba", "mamba2", "gated_delta", "kda", "lightning", "short_conv"]
 """The recurrence that a mixer runs; ``models.mixers`` says what each does at a token."""
 
-Ability = Literal["beams", "skip", "reset", "recurrence", "state", "conv"]
+Ability = Literal["beams", "skip", "reset", "recurrence", "state", "conv", "keys"]
 """What may be asked of a family: to move all of its state with a beam; to let the state pass some tokens unchanged
 (``AblateRecurrent(value="skip")``); to set it to zero on the way (``ResetState``); to be read as the linear recurrence
 of ``models.recurrence`` (contributions, knock-outs, spectra); to hold a recurrent state at all; to hold the buffer of a
-short convolution."""
+short convolution; to keep keys and values apart from each other."""
 
 _LAYER_TYPES: Mapping[str, LayerType] = {
     "attention": "attention",
@@ -45,6 +45,7 @@ COMMON_FIELDS = frozenset(
         *("max_position_embeddings", "attention_dropout", "layers_block_type", "rope_parameters", "rope_theta"),
         *("rope_scaling", "partial_rotary_factor", "attention_bias", "mlp_bias", "output_router_logits"),
         *("router_aux_loss_coef", "num_experts_per_tok", "num_local_experts", "use_mamba_kernels"),
+        "quantization_config",
     }
 )
 """Config fields that mean the same in every family, and that transformers alone has to follow."""

@@ -42,7 +42,7 @@ def chat_turn(context: str, question: str, *, readings: int = 1) -> str:
 
 
 def chat_prompt(tokenizer: Tokenizer, context: str, question: str, *, readings: int = 1) -> str:
-    """The user turn in the tokenizer's chat template, ready for the answer, without the beginning-of-sequence text.
+    """The user turn in the tokenizer's chat template, ready for the answer; of BOS as ``as_user_turn`` says.
 
     Raises:
         SampleError: the tokenizer has no chat template.
@@ -51,7 +51,10 @@ def chat_prompt(tokenizer: Tokenizer, context: str, question: str, *, readings: 
 
 
 def as_user_turn(tokenizer: Tokenizer, content: str) -> str:
-    """One user turn in the tokenizer's chat template, ready for the answer, without the beginning-of-sequence text.
+    """One user turn in the tokenizer's chat template, ready for the answer.
+
+    The text of BOS, where a template writes it, stays out if the tokenizer puts BOS before every text by itself, so
+    that an encoded prompt begins with it once.
 
     Raises:
         SampleError: the tokenizer has no chat template.
@@ -63,4 +66,11 @@ def as_user_turn(tokenizer: Tokenizer, content: str) -> str:
         raise SampleError(
             f'layout="chat" needs a tokenizer with a chat template ({str(error).splitlines()[0]}); use layout="base"'
         ) from error
-    return prompt.removeprefix(tokenizer.special_tokens_map.get("bos_token") or "")
+    bos = tokenizer.special_tokens_map.get("bos_token") or ""
+    return prompt.removeprefix(bos) if bos and _adds(tokenizer, bos) else prompt
+
+
+def _adds(tokenizer: Tokenizer, bos: str) -> bool:
+    """Whether a tokenizer puts BOS before a text by itself."""
+    [token] = tokenizer(bos, add_special_tokens=False)["input_ids"]
+    return tokenizer("a")["input_ids"][:1] == [token]
