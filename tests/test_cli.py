@@ -8,7 +8,7 @@ import pytest
 from segregation.cli import main
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import KeepTopHeads, Plan
-from segregation.models.load import bundled_models
+from segregation.models.source import bundled_models
 from segregation.runs.store import read_manifest, read_records
 from tests.made_up import ablation_records, save_random_model, write_run
 
@@ -32,20 +32,57 @@ def test_models_lists_what_is_bundled(capsys: pytest.CaptureFixture[str]) -> Non
     assert all(name in shown for name in bundled_models())
 
 
-def test_check_prints_every_check_as_table_and_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("check", folder, "--json") == 0
-    checks = json.loads(capsys.readouterr().out)
-    assert len(checks) >= 8 and all(check["passed"] for check in checks)
+def test_check_prints_every_check_as_json_with_what_it_was_made_on(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--dtype", "bfloat16", "--device", "cpu", "--attn-implementation", "eager"]
+    assert command("check", folder, "--json", *flags) == 0
+    summary = json.loads(capsys.readouterr().out)
+    made_on = {"family": "recurrentgemma", "dtype": "bfloat16", "device": "cpu", "attn_implementation": "eager"}
+    assert made_on.items() <= summary.items() and {"torch", "transformers", "nnsight"} <= set(summary["versions"])
+    assert (summary["refused"], summary["switched_off"], len(summary["checks"])) == (False, [], 14)
+    assert set(summary["checks"][0]) == {
+        *("name", "outcome", "measured", "tolerance", "consequence", "note", "seconds"),
+    }
+    noise = {check["tolerance"] for check in summary["checks"] if check["consequence"] == "batching"}
+    assert noise == {0.25}
+
+
+def test_check_prints_a_table_that_80_columns_hold_whole(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("check", folder) == 0
-    assert "left-padded" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[lines.index(next(line for line in lines if line.startswith("check "))) :][:15]
+    assert max(map(len, lines)) <= 80 and not any("…" in line for line in lines)
+    assert table[0].split() == ["check", "outcome", "measured", "limit", "if", "it", "fails"]
+    assert [line.split("equals")[0].strip() for line in table if "batching off" in line] == [
+        "a left-padded batch",
+        "an equal-length batch",
+        "left-padded generation",
+    ]
+    assert lines[-2].endswith(" s") and " pass" in lines[-2] and lines[-1] == "Switched off: nothing"
 
 
-def test_a_failed_check_shows_in_the_exit_code(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("outcome", "consequence", "code", "words"),
+    [
+        ("fail", "batching", 1, "Switched off: batching"),
+        ("fail", "fork", 1, "Switched off: fork"),
+        ("fail", "refused", 1, "The model is refused"),
+        ("fail", "reported", 0, "Switched off: nothing"),
+        ("not done", "refused", 0, "1 not done in"),
+        ("pass", "refused", 0, "1 pass in"),
+    ],
+)
+def test_the_exit_code_says_whether_more_follows_than_a_report(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], outcome, consequence, code, words
+) -> None:
     from segregation.models import checks
 
-    failed = checks.Check("a check", False, 1.0, 0.1, "batching")
-    monkeypatch.setattr(checks, "run_checks", lambda model: [failed])
-    assert command("check", folder) == 1
+    check = checks.Check("a check", outcome, None, 0.1, consequence, "the [reason] why")
+    monkeypatch.setattr(checks, "run_checks", lambda model: [check])
+    assert command("check", folder) == code
+    shown = capsys.readouterr().out
+    assert words in shown and f"- a check ({outcome}): the [reason] why" in shown
 
 
 def test_niah_runs_base_and_plan_and_reports(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,24 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import segregation as sg
+from segregation.models import scan_triton
+from segregation.models.attention import AttentionCall
 from segregation.models.checks import run_checks
+from segregation.models.entropy_attention import NAME, attend, use_entropy_attention
+from segregation.models.entropy_kernel import attend_on_gpu
 from segregation.models.hybrid import HybridModel
+from segregation.models.scan_linear import linear_scan
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
 from tests.conftest import random_module
+from tests.models.test_entropy_attention import call as attention_call
+from tests.models.test_scans_fast import by_steps, inputs
 from tests.tiny import CONFIGS
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -91,9 +99,10 @@ def test_rules_act_as_on_the_cpu_in_every_family(
     )
     assert on_cpu.keys() == on_gpu.keys()
     for (name, plan), scores in on_cpu.items():
-        assert on_gpu[name, plan] == pytest.approx(scores, abs=1e-3)
+        assert on_gpu[name, plan] == pytest.approx(scores, abs=3e-3)  # the compiled kernels multiply in TF32
         base = on_cpu[name, plans[0].hash]
-        assert plan == plans[0].hash or max(abs(a - b) for a, b in zip(base, scores, strict=True)) > 2e-3
+        small = {plans[0].hash, recurrent["reset"].hash}  # random states decay within five tokens in some families
+        assert plan in small or max(abs(a - b) for a, b in zip(base, scores, strict=True)) > 6e-3
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
@@ -110,3 +119,83 @@ def test_a_model_over_two_devices_writes_what_one_writes(name: str) -> None:
     plans = [*PLANS, sg.Plan(sg.ResetState(every=50)), sg.Plan(sg.AblateRecurrent("skip", during=sg.Phase.LAST))]
     first, second = ({r.key: r.tokens for r in sg.generate(m, samples, plans, max_new_tokens=12)} for m in (one, two))
     assert first == second
+
+
+@pytest.mark.parametrize("sizes", [(3, 130, 70), (1, 2048, 2560), (2, 31, 33)])
+def test_the_triton_scan_equals_the_loop_forward_and_backward(sizes: tuple[int, int, int]) -> None:
+    assert scan_triton.available(torch.empty(1, device="cuda"))
+    batch, length, width = sizes
+    a, x, resets, start = (tensor.cuda() for tensor in inputs(batch, width, length))
+    upstream = torch.randn_like(x)
+    for some, initial in ((None, None), (resets, start), (None, start), (resets, None)):
+        leaves = [tensor.clone().requires_grad_() for tensor in (a, x, initial) if tensor is not None]
+        exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
+        states = linear_scan(leaves[0], leaves[1], some, leaves[2] if initial is not None else None)
+        expected = by_steps(exact[0], exact[1], some, exact[2] if initial is not None else None)
+        torch.testing.assert_close(states.double(), expected, atol=1e-5, rtol=1e-5)
+        got = torch.autograd.grad(states, leaves, upstream)
+        for mine, true in zip(got, torch.autograd.grad(expected, exact, upstream.double()), strict=True):
+            torch.testing.assert_close(mine.double(), true, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["recurrentgemma", "jamba", "zamba", "mamba"])
+@torch.no_grad()
+def test_scans_on_a_gpu_are_those_of_the_cpu_whole_and_in_pieces(family: str, tokenizer: object) -> None:
+    cpu, gpu = (HybridModel(random_module(family).to(device), tokenizer, {}) for device in ("cpu", "cuda"))
+    ids = torch.randint(3, 259, (2, 40), generator=torch.Generator().manual_seed(0))
+    whole, cache = cpu.trace(ids, trace=False).logits, gpu.new_cache()
+    torch.testing.assert_close(gpu.trace(ids.cuda(), trace=False).logits.cpu(), whole, atol=1e-4, rtol=1e-4)
+    parts = [
+        gpu.trace(piece.cuda(), past_key_values=cache, use_cache=True, trace=False).logits.cpu()
+        for piece in ids.split([18, 2, 20], dim=1)
+    ]
+    torch.testing.assert_close(torch.cat(parts, dim=1), whole, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape",
+    [
+        {"queries": 300},
+        {"queries": 300, "window": 70},
+        {"queries": 65, "past": 200, "window": 100},
+        {"queries": 300, "pads": (0, 190), "window": 70},
+        {"queries": 200, "pads": (3, 64), "d_value": 6},
+        {"queries": 130, "heads": 10, "kv": 1, "d_head": 256, "d_value": 256, "window": 64},
+        {"queries": 1, "past": 40},
+    ],
+    ids=str,
+)
+def test_the_kernel_gives_what_its_twin_gives(shape: dict[str, Any], dtype: torch.dtype) -> None:
+    """The twin runs on the same inputs, on the CPU."""
+    given = attention_call(**shape, dtype=dtype)
+    on_gpu = (one.to("cuda") for one in (given.query, given.key, given.value))
+    mask = None if given.mask is None else given.mask.to("cuda")
+    moved = AttentionCall(*on_gpu, mask, given.scaling, given.window)
+    queries = given.query.shape[2]
+    for start, stop in {(0, queries), (queries // 2, queries)}:
+        expected, measured = attend(given, start, stop, ["entropy", "l2"])
+        output, found = attend_on_gpu(moved, start, stop, ["entropy", "l2"])
+        near = 1e-5 if dtype == torch.float32 else 2e-2  # bf16 weights, as in every fused attention
+        assert (output.cpu().float() - expected.float()).abs().max() < near
+        assert (found["entropy"].cpu() - measured["entropy"]).abs().max() < 1e-5
+        assert (found["l2"].cpu() - measured["l2"]).abs().max() < 1e-5
+    assert torch.equal(attend_on_gpu(moved)[0], output)  # measuring changes nothing
+
+
+@pytest.mark.parametrize("name", ["tiny-recurrentgemma", "tiny-jamba"])
+def test_plans_by_measured_rows_act_as_on_the_cpu(name: str) -> None:
+    use_entropy_attention()
+    samples = Grid((128, 300), (0, 100)).samples(sg.load_model(name).tokenizer)
+    plans = [sg.Plan(), sg.Plan(sg.KeepTopHeads(4, during=sg.Phase.ALL)), sg.Plan(sg.HideTokens("needle"))]
+    cpu, gpu = (
+        {
+            r.key: r.tokens
+            for r in sg.generate(
+                sg.load_model(name, device_map=device, attn_implementation=NAME), samples, plans, max_new_tokens=8
+            )
+        }
+        for device in ("cpu", "cuda")
+    )
+    same = [cpu[key] == gpu[key] for key in cpu]
+    assert cpu.keys() == gpu.keys() and sum(same) / len(same) >= 0.9

@@ -43,7 +43,7 @@ def test_its_layers_are_of_one_kind_and_every_check_passes(control) -> None:
         kind == "attention",
         kind != "attention",
     ]
-    assert [check.name for check in run_checks(model) if not check.passed] == []
+    assert [check.name for check in run_checks(model) if check.failed] == []
 
 
 def test_tokens_are_those_of_plain_transformers_without_a_cache(control, samples) -> None:

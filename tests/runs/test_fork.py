@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ import torch
 from segregation.errors import ModelError, SampleError
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
+from segregation.models.checks_outcome import Check
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs.fork import fork, join
@@ -167,9 +168,10 @@ def test_what_cannot_be_forked_is_refused(model: HybridModel, build: Callable[..
     unsafe = build("jamba")
     unsafe.can_fork = False
     unsafe.description["self_checks"] = [
-        {"name": "two forks equal one forward", "switched_off": "fork", "measured": 0.3, "tolerance": 1e-4}
+        asdict(Check("two forks", "fail", 0.3, 1e-4, "fork")),
+        asdict(Check("another", "pass", 0.0, 1e-4, "fork")),
     ]
-    with pytest.raises(ModelError, match=r"cannot be forked: two forks equal one forward: off by 3\.00e-01"):
+    with pytest.raises(ModelError, match=r"cannot be forked: two forks measured 3\.00e-01, tolerance 1e-04\. Read"):
         fork(unsafe, SAMPLES[0])
     unsafe.can_fork, unsafe.can_batch = True, False
     with pytest.raises(ModelError, match="padded batches wrong"):

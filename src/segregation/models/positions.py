@@ -101,6 +101,7 @@ def _names(module: type[nn.Module]) -> tuple[str, ...]:
 def padding_mask(arguments: Mapping[str, Any]) -> PositionMask | None:
     """True at the tokens of this forward that are not padding; ``None`` if there is no padding among them."""
     mask, length = arguments.get("attention_mask"), _shape(arguments)[1]
+    mask = mask.get("linear_attention") if isinstance(mask, dict) else mask  # generate may make one per layer type
     if length == 1 or not isinstance(mask, Tensor) or mask.dim() != 2:
         return None  # a token fed alone is never padding
     own = mask[:, -length:].bool()

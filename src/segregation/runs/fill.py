@@ -13,11 +13,13 @@ from segregation.errors import RecordError
 from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Metadata, Sample
+from segregation.runs.batching import Batching, Mode, measure_batching, of_one_length
 from segregation.runs.generate import generate
+from segregation.runs.launch import equal_lengths
 from segregation.runs.loglikelihood import loglikelihood
 from segregation.runs.progress import progress
 from segregation.runs.record import Kind, Record
-from segregation.runs.store import RunFolder, run_path
+from segregation.runs.store import RunFolder, read_manifest, run_path
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -72,6 +74,9 @@ def fill_generate(
 ) -> int:
     """Generate for every sample and plan that the folder has no record of; how many records were made.
 
+    Which prompts may share a batch is measured before the first record of the folder (``runs.batching``) and stands in
+    its manifest; a resumed run goes by what stands there.
+
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
@@ -94,11 +99,19 @@ def fill_groups(
         RecordError: the samples are not those the folder's records were made from.
     """
 
-    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
-        return generate(model, lacking, plans, max_new_tokens=max_new_tokens, batch_size=batch_size)
-
     settings = {"max_new_tokens": max_new_tokens}
     todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "generate", settings)]
+    mode = _batching_mode(folder, model, todo)
+
+    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
+        size = 1 if mode == "single" else batch_size
+        if mode != "bucketed":
+            yield from generate(model, lacking, plans, max_new_tokens=max_new_tokens, batch_size=size)
+            return
+        for alike in of_one_length(model, lacking):
+            with equal_lengths(model):
+                yield from generate(model, alike, plans, max_new_tokens=max_new_tokens, batch_size=size)
+
     return _fill(folder, todo, run, title)
 
 
@@ -113,14 +126,18 @@ def fill_loglikelihood(
 ) -> int:
     """Score the choices of every sample and plan that the folder has no record of; how many records were made.
 
+    Where batches of different lengths were measured to be wrong, rows go alone: choices differ in length.
+
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
+    todo = missing(folder, samples, plans, "loglikelihood")
+    size = batch_size if _batching_mode(folder, model, todo) == "batched" else 1
 
     def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
-        return loglikelihood(model, lacking, plans, batch_size=batch_size)
+        return loglikelihood(model, lacking, plans, batch_size=size)
 
-    return _fill(folder, missing(folder, samples, plans, "loglikelihood"), run, title)
+    return _fill(folder, todo, run, title)
 
 
 def fill_measurements(
@@ -159,6 +176,19 @@ def missing(
         if lacking:
             groups.setdefault(tuple(sample.id for sample in lacking), (lacking, []))[1].append(plan)
     return list(groups.values())
+
+
+def _batching_mode(
+    folder: RunFolder, model: HybridModel, todo: Sequence[tuple[list[Sample], list[Plan]]]
+) -> Mode | None:
+    """What the manifest says, which is measured if it says nothing yet; ``None`` where nothing is to do."""
+    if not todo:
+        return None
+    if (recorded := read_manifest(folder.path).get("batching")) is not None:
+        return Batching.from_dict(recorded).mode
+    measured = measure_batching(model, [sample for samples, _ in todo for sample in samples])
+    folder.note("batching", measured.to_dict())
+    return measured.mode
 
 
 def _fill(

@@ -12,6 +12,7 @@ from segregation.interventions.apply import enter
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.models.channels import Channel, read_channel
+from segregation.models.checks_outcome import Check
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, assemble, merge
 from segregation.prompts.sample import Sample
@@ -75,12 +76,15 @@ class Fork:
 
         Raises:
             ModelError: a channel left out, as many rows not named for each, rows that have not read as many tokens of
-                prompts as long, or a layer that reads something else.
+                prompts as long, keys and values from other rows where a family keeps them in one, or a layer that reads
+                something else.
         """
         if missing := {"keys", "values", "recurrent", "conv"} - set(rows):
             raise ModelError(f"each channel's rows must be named, and these are not: {', '.join(sorted(missing))}")
         for of in rows.values():
             self._check_rows(of)
+        if "keys" in self.model.family.cannot and list(rows["keys"]) != list(rows["values"]):
+            raise ModelError(f"keys and values come from the same rows here: {self.model.family.cannot['keys']}")
         read = self.read
         for i, together in enumerate(zip(*rows.values(), strict=True)):
             if len({(read[row], len(self.prompts[row])) for row in together}) > 1:
@@ -266,8 +270,8 @@ def check_can_fork(model: HybridModel) -> None:
     """
     if model.can_fork:
         return
-    failed = [check for check in model.description.get("self_checks", ()) if check["switched_off"] == "fork"]
-    why = "; ".join(f"{c['name']}: off by {c['measured']:.2e}, tolerance {c['tolerance']:.0e}" for c in failed)
+    checks = [Check(**check) for check in model.description.get("self_checks", ())]
+    why = "; ".join(check.said for check in checks if check.failed and check.consequence == "fork")
     raise ModelError(
         f"{model.description.get('name', model.family.name)} cannot be forked: {why or 'its self-checks say so'}. Read "
         "every prompt anew, as generate() and loglikelihood() then do"

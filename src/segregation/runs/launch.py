@@ -6,6 +6,7 @@ one token at a time, the last prompt token first. Plans that touch ``PREFILL`` a
 One token at a time is exact after a fork in both families; several at once are not.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,6 +71,17 @@ class Row:
 def _about_new(rule: Rule) -> bool:
     """Whether a rule hides or ablates nothing but new tokens, of which the prefill has none."""
     return isinstance(rule, HideTokens | AblateRecurrent) and rule.span == "new"
+
+
+@contextlib.contextmanager
+def equal_lengths(model: HybridModel) -> Iterator[None]:
+    """For calls whose prompts are all of one length: rows share batches, whatever is switched off for padded ones."""
+    before = model.can_batch
+    model.can_batch = True
+    try:
+        yield
+    finally:
+        model.can_batch = before
 
 
 def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> Iterator[list[Row]]:

@@ -15,8 +15,8 @@ from segregation.runs.record import Kind, Record, prompt_sha256, record_key
 FORMAT = 1
 """Version of the record format, written into every manifest."""
 
-MAY_DIFFER = frozenset({"batch_size", "command", "started"})
-"""Manifest fields that a resumed run may have otherwise; the first run's stay in the file."""
+MAY_DIFFER = frozenset({"batch_size", "batching", "command", "started"})
+"""Manifest fields that a resumed run may have otherwise, or not yet; the first run's stay in the file."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,99}")
 
@@ -174,21 +174,26 @@ class RunFolder:
         """Every record, in the order they were written."""
         return read_records(self.path) if self._file.exists() else []
 
+    def note(self, field: str, value: Any) -> None:
+        """Add a field to the manifest that is known only once the run is under way.
+
+        Raises:
+            RecordError: the manifest has that field, or the value is no plain JSON.
+        """
+        manifest = read_manifest(self.path)
+        if field in manifest:
+            raise RecordError(
+                f"{self.path / 'manifest.json'} already says {field}={manifest[field]!r:.100}; read it there"
+            )
+        self._write_manifest(_as_json({**manifest, field: value}))
+
     def _settle_manifest(self, manifest: dict[str, Any]) -> None:
         file = self.path / "manifest.json"
-        try:
-            text = json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise RecordError(f"a manifest holds plain JSON values only ({error})") from error
+        text = _as_json(manifest)
         if not file.exists():
             if self._file.exists() and self._file.stat().st_size:
                 raise RecordError(f"{self._file} has records but no manifest.json beside it; restore it or remove both")
-            draft = file.with_suffix(".json.part")
-            with draft.open("w", encoding="utf-8") as out:
-                out.write(text + "\n")
-                out.flush()
-                os.fsync(out.fileno())
-            draft.replace(file)
+            self._write_manifest(text)
             return
         differing = _differences(read_manifest(self.path), json.loads(text))
         if differing:
@@ -197,6 +202,14 @@ class RunFolder:
                 "Resume with the same settings, or start a run under another name"
             )
 
+    def _write_manifest(self, text: str) -> None:
+        draft = self.path / "manifest.json.part"
+        with draft.open("w", encoding="utf-8") as out:
+            out.write(text + "\n")
+            out.flush()
+            os.fsync(out.fileno())
+        draft.replace(self.path / "manifest.json")
+
     def _repair(self) -> None:
         records, complete = _read(self._file)
         if complete < self._file.stat().st_size:
@@ -204,6 +217,13 @@ class RunFolder:
                 file.truncate(complete)
                 os.fsync(file.fileno())
         self._prompts = {record.key: record.prompt_sha256 for record in records}
+
+
+def _as_json(manifest: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"a manifest holds plain JSON values only ({error})") from error
 
 
 def _records_file(path: Path) -> Path:
