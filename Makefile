@@ -6,7 +6,7 @@ SETUP := $(VENV)/.setup-done
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format lint types imports reproduce bench docs notebooks clean
+.PHONY: help setup test check format lint types imports families reproduce bench docs notebooks clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
@@ -24,6 +24,9 @@ $(SETUP): pyproject.toml constraints.txt
 
 test: $(SETUP) ## run the test suite (GPU tests are skipped, and listed, without a GPU)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+families: $(SETUP) ## test every family against plain transformers, and write the tables of what works
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.contract
 
 check: format lint types imports docs test ## everything that CI runs
 

@@ -1,4 +1,4 @@
-"""Tiny random hybrids of both families, every parameter perturbed so that biases and pad embeddings are not zero."""
+"""Tiny random hybrids, every parameter perturbed so that biases and pad embeddings are not zero."""
 
 import random
 from collections.abc import Callable
@@ -6,26 +6,20 @@ from collections.abc import Callable
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import (
-    AutoModelForCausalLM,
-    BambaConfig,
-    JambaConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-    RecurrentGemmaConfig,
-)
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from segregation.interventions.phase import Phase
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.shapes import PositionMask, Positions, PromptLengths
+from tests.tiny import WINDOW as WINDOW
+from tests.tiny import tiny_config
 
 torch.set_num_threads(1)
 
 FAMILIES = ("recurrentgemma", "jamba")
 RECURRENT_FAMILIES = (*FAMILIES, "bamba")
 """One of each scan: RG-LRU, Mamba-1, Mamba-2."""
-WINDOW = 16
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -41,41 +35,9 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def random_module(family: str, *, seed: int = 0, spread: float = 0.15, **config: object) -> PreTrainedModel:
-    """A transformers model of two attention layers with four heads each, plain and unwrapped."""
-    common = {
-        "vocab_size": 259,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_attention_heads": 4,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-        "bos_token_id": 2,
-    }
-    if family == "recurrentgemma":
-        shape = RecurrentGemmaConfig(
-            **{"num_hidden_layers": 6, "num_key_value_heads": 1, "attention_window_size": WINDOW, **common, **config}
-        )
-    elif family == "bamba":
-        shape = BambaConfig(
-            **{
-                **{"num_hidden_layers": 4, "num_key_value_heads": 2, "attn_layer_indices": [1, 3]},
-                **{"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 2, "mamba_d_state": 4},
-                **{"mamba_chunk_size": 8, "max_position_embeddings": 256},
-                **common,
-                **config,
-            }
-        )
-    else:
-        shape = JambaConfig(
-            **{
-                **{"num_hidden_layers": 4, "num_key_value_heads": 2, "attn_layer_period": 2, "attn_layer_offset": 1},
-                **{"num_experts": 2, "num_experts_per_tok": 1, "mamba_d_state": 4, "max_position_embeddings": 256},
-                **common,
-                **config,
-            }
-        )
+    """The tiny transformers model of a family, plain and unwrapped; ``tests.tiny`` says how it is made up."""
     torch.manual_seed(seed)
-    module = AutoModelForCausalLM.from_config(shape)
+    module = AutoModelForCausalLM.from_config(tiny_config(family, **config))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * spread)

@@ -41,7 +41,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "zamba2": {
         **{"model_type": "zamba2", "num_hidden_layers": 4, "num_key_value_heads": 4, "mamba_d_state": 4},
         **{"mamba_ngroups": 1, "n_mamba_heads": 4, "chunk_size": 8, "num_mem_blocks": 1, "adapter_rank": 4},
-        **{"use_shared_attention_adapter": True, "use_mem_rope": True, "time_step_min": 0.01},
+        **{"use_shared_attention_adapter": True, "use_mem_rope": True, "time_step_min": 0.05},
         "layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"],
     },
     "falcon_h1": {
@@ -56,7 +56,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "layers_block_type": ["linear_attention", "mlp", "full_attention", "moe", "linear_attention", "full_attention"],
         **{"head_dim": 8, "ssm_state_size": 4, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 2},
         **{"chunk_size": 8, "n_routed_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16},
-        **{"moe_shared_expert_intermediate_size": 16, "time_step_limit": (0.01, float("inf"))},
+        **{"moe_shared_expert_intermediate_size": 16, "time_step_min": 0.05},
     },
     "granitemoehybrid": {
         **{"model_type": "granitemoehybrid", "num_hidden_layers": 4, "layer_types": _ALTERNATING, **_MAMBA2},

@@ -10,8 +10,10 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from segregation.errors import ModelError
-from segregation.zoo import corpus, kernels
-from segregation.zoo.kernels import linear_scan, use_training_kernels
+from segregation.models import scan_triton
+from segregation.models.scan_linear import linear_scan
+from segregation.zoo import corpus
+from segregation.zoo.kernels import use_training_kernels
 from segregation.zoo.recipe import RECIPES, recipe
 from segregation.zoo.train import optimizer, train, train_step
 
@@ -42,7 +44,7 @@ def test_triton_scan_equals_the_loop_forward_and_backward(monkeypatch: pytest.Mo
     a.requires_grad_(), b.requires_grad_()
     fast = linear_scan(a, b)
     fast_gradients = torch.autograd.grad(fast, (a, b), upstream)
-    monkeypatch.setattr(kernels, "triton", None)
+    monkeypatch.setattr(scan_triton, "triton", None)
     slow = linear_scan(a, b)
     assert_close(fast, slow)
     assert_close(fast_gradients, torch.autograd.grad(slow, (a, b), upstream))

@@ -11,10 +11,11 @@ from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.sources import read_source
 from segregation.interventions.token_rules import BalanceTokens, HideAll, HideTokens, OnlyTokens
 from segregation.models.channels import RECURRENT_CHANNELS, layers_with
+from segregation.models.entropy_attention import NAME
 from segregation.models.family import Ability
 from segregation.models.hybrid import HybridModel
 
-READABLE = ("sdpa", "eager")
+READABLE = ("sdpa", "eager", NAME)
 """Attention implementations whose inputs say what every query may see."""
 
 
@@ -61,6 +62,8 @@ def check_able(model: HybridModel, rule: AblateRecurrent | ResetState | PatchSta
             asked = "state"
         case PatchState(channel="conv"):
             asked = "conv"
+        case PatchState(channel="keys" | "values"):
+            asked = "keys"
         case _:
             return
     if asked in model.family.cannot:

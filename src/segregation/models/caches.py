@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 from transformers.models.minimax.modeling_minimax import MiniMaxCache
 
+from segregation.models.positions import forward_arguments, padding_mask
+
 
 class CountingCache(DynamicCache):
     """A cache without keys, which counts the tokens it has seen, padding included.
@@ -105,7 +107,8 @@ def use_own_cache(module: nn.Module, make: Any, name: str) -> None:
             if not cache.seen and not bool(mask.all()):
                 cache.padding = (mask == 0).sum(-1)
             if cache.seen and name == "cache_params":
-                kwargs["attention_mask"] = None  # of all tokens seen, which these mixers would take for those fed now
+                # it is of all tokens seen, which these mixers would take for those fed now
+                kwargs["attention_mask"] = padding_mask(forward_arguments(model, args, kwargs))
         return args, kwargs
 
     def after(_model: Any, args: Any, kwargs: dict[str, Any], output: Any) -> None:

@@ -54,7 +54,17 @@ def switched_off(checks: Sequence[Check]) -> list[str]:
 
 def summarise(model: HybridModel, checks: Sequence[Check]) -> dict[str, Any]:
     """The checks as plain JSON values, with what they were made on and what follows from them."""
-    names = ("name", "family", "revision", "weights_sha256", "dtype", "attn_implementation", "kernels", "versions")
+    names = (
+        "name",
+        "family",
+        "revision",
+        "weights_sha256",
+        "dtype",
+        "attn_implementation",
+        "scans",
+        "kernels",
+        "versions",
+    )
     known = {name: model.description[name] for name in names if name in model.description}
     return {
         **known,

@@ -25,7 +25,7 @@ def check_decoding(family: Family, config: Any, kwargs: Mapping[str, Any]) -> No
     for name in ("prefill_chunk_size", "prompt_lookup_num_tokens", "assistant_model"):
         if setting(name) is not None:
             raise ModelError(
-                f"{name} feeds several tokens to a filled cache, which {family.name} gets wrong; leave it out"
+                f"{name} feeds several tokens to a filled cache, which is not checked under plans; leave it out"
             )
 
 

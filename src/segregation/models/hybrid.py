@@ -9,6 +9,7 @@ from nnsight.intervention.envoy import traceable
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
+from segregation.models.continuing import keep_convolutions_going
 from segregation.models.decoding import check_decoding, check_length, check_padding, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
 from segregation.models.inputs import as_text, spans_of
@@ -16,7 +17,7 @@ from segregation.models.memory import Held, Memory, forget_states, held_states, 
 from segregation.models.padding import keep_padding_out
 from segregation.models.parts import Parts, layers_of
 from segregation.models.positions import Run, cache_of, forward_arguments
-from segregation.models.scans import use_own_scans
+from segregation.models.scan_choice import use_scans
 from segregation.models.structure import check_structure
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans
@@ -72,7 +73,9 @@ class HybridModel(Parts):
         self.max_positions: int | None = self._max_positions()
         self.description: dict[str, Any] = {"family": self.family.name, **(description or {})}
         self._mixers: list[nn.Module] = [self.mixer(layer)._module for layer in self.recurrent_layers]
-        use_own_scans(self.family, self._mixers)
+        use_scans(self, "fast")
+        if self.family.held_states:
+            keep_convolutions_going(module, self._mixers)
         if self._has_own_cache:
             from segregation.models.caches import use_own_cache
 
@@ -133,6 +136,7 @@ class HybridModel(Parts):
         self.check_length(int(lengths.max()), new)
         if self._has_own_cache and kwargs.get("use_cache", True):
             kwargs.setdefault(self.family.cache, self.new_cache())
+        kwargs.setdefault("disable_compile", True)  # transformers compiles some caches' models by itself on a GPU
         return TransformersModel.generate(self, *inputs, **kwargs)
 
     def begin(

@@ -14,6 +14,7 @@ from segregation.models.family import families, family_of
 from segregation.models.hybrid import HybridModel
 from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
 from segregation.models.provenance import kernels, unread_tensors, versions, weights_sha256
+from segregation.models.scan_choice import Scans, use_scans
 from segregation.models.source import Source, find_source
 
 
@@ -24,6 +25,7 @@ def load_model(
     device_map: DeviceMap = "cpu",
     quantization: str | None = None,
     attn_implementation: str = "sdpa",
+    scans: Scans = "fast",
     revision: str | None = None,
     trust_remote_code: bool = False,
     self_checks: bool = True,
@@ -37,13 +39,15 @@ def load_model(
         quantization: ``"bnb-int8"``, ``"bnb-nf4"``, or ``"torchao-int8"``; what stays in ``dtype``, and why, is
             in ``models.quantization``.
         attn_implementation: ``"sdpa"`` or ``"eager"``; plans work under both.
+        scans: the form of RG-LRU's and Mamba-1's scans: ``"fast"``, ``"audit"`` (transformers' own bit for bit on a
+            CPU) or ``"transformers"``; ``models.scan_choice`` has what each is.
         revision: branch, tag or commit of a hub model; the description names the commit.
         trust_remote_code: run code from the model's repository; off unless you have read it.
         self_checks: run the quick checks of ``models.checks``; what fails is switched off and recorded.
 
     Raises:
-        ModelError: no such model, a folder without config, weights or tokenizer, weights that are damaged or do not fit
-            the model, a device, dtype or quantisation that cannot be had here, or a hub that does not give the model.
+        ModelError: no such model or form of a scan, a folder without config, weights or tokenizer, weights that are
+            damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub that does not give the model.
         FamilyError: not a hybrid of a known family, or a config field that is not understood.
     """
     from safetensors import SafetensorError
@@ -96,6 +100,7 @@ def load_model(
             "versions": versions(),
         },
     )
+    use_scans(model, scans)
     if self_checks:
         from segregation.models.checks import apply_checks, quick_checks
 

@@ -1,8 +1,8 @@
 """What a hybrid remembers after some tokens, and how rows of it are repeated, dropped and merged.
 
 The cache holds keys, values and, in most families, the recurrent states; RecurrentGemma holds its recurrent states on
-its modules. A ``Memory`` is both. It may be selected and merged by rows; after that, tokens must be fed one at a time
-(several at once would start the Mamba-1 scan from zero and drop the RG-LRU block's convolution history).
+its modules. A ``Memory`` is both. It may be selected and merged by rows, and gone on from with any number of
+tokens: what stock code gets wrong there, ``continuing`` mends.
 """
 
 import copy

@@ -85,7 +85,7 @@ class MixerCall:
         if self.scan is None:
             watch(self.before)
         else:
-            edit_scan(self.family.scan, self.stepwise, self.scan, skip, reset, watch)
+            edit_scan(self.family.scan, self.stepwise, self.scan, skip, reset, watch, self.before)
 
     def edit_output(self, edit: Callable[[Tensor], Tensor]) -> None:
         """Change what the mixer adds to the residual."""

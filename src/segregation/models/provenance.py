@@ -22,9 +22,6 @@ _KERNELS: Mapping[str, Mapping[str, str]] = {
 }
 """The compiled packages that transformers looks for, by the recurrence they serve: module, and name of the package."""
 
-_IN_PLACE = frozenset({"rg_lru", "mamba"})
-"""Recurrences that have a form of their own in ``models.scans``, which runs on a CPU."""
-
 
 def versions() -> dict[str, str]:
     """Versions of the packages that decide what a run computes, those that are installed."""
@@ -41,20 +38,19 @@ def kernels(device: str, scan: str | None) -> dict[str, str]:
     """Which implementation the recurrence runs on, per kernel: a compiled package, or PyTorch.
 
     Compiled kernels need a CUDA device; transformers picks them up where they are installed. RG-LRU and lightning
-    attention have none. Where a scan runs in place (``models.scans``) it equals transformers' own bit for bit.
+    attention have none. Which form RG-LRU and Mamba-1 take in PyTorch is ``description["scans"]``.
 
     >>> kernels("cpu", "rg_lru"), kernels("cpu", "mamba2")["mamba-ssm"], kernels("cpu", None)
-    ({'rg_lru': 'torch, scan in place'}, 'torch', {})
+    ({'rg_lru': 'torch'}, 'torch', {})
     """
     if scan is None:
         return {}
-    scanning = "torch, scan in place" if device == "cpu" and scan in _IN_PLACE else "torch"
     return {
         package: f"{package} {importlib.metadata.version(package)}"
         if device == "cuda" and importlib.util.find_spec(module) is not None
-        else ("torch" if package == "causal-conv1d" else scanning)
+        else "torch"
         for module, package in _KERNELS[scan].items()
-    } or {scan: scanning}
+    } or {scan: "torch"}
 
 
 def weights_sha256(folder: Path) -> str:

@@ -18,7 +18,9 @@ Watch = Callable[[Tensor | None], None]
 _Mask = PositionMask | None
 
 
-def edit_scan(scan: Scan | None, stepwise: bool, op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
+def edit_scan(
+    scan: Scan | None, stepwise: bool, op: Any, skip: _Mask, reset: _Mask, watch: Watch, before: Tensor | None
+) -> None:
     """Edit a scan under way: the state passes unchanged at ``skip``, and is set to zero before the tokens of ``reset``.
 
     Args:
@@ -28,6 +30,7 @@ def edit_scan(scan: Scan | None, stepwise: bool, op: Any, skip: _Mask, reset: _M
         skip: at which tokens the state passes.
         reset: before which it is set to zero.
         watch: is shown the state that the scan goes on from, before that.
+        before: the state that the cache keeps, from which a Mamba-1 scan over several tokens goes on.
     """
     if scan == "rg_lru":
         _edit_rg_lru(op, skip, reset, watch)
@@ -36,7 +39,7 @@ def edit_scan(scan: Scan | None, stepwise: bool, op: Any, skip: _Mask, reset: _M
     elif stepwise:
         _edit_mamba_step(op, skip if scan == "mamba" else None, reset, watch)
     elif scan == "mamba":
-        _edit_mamba(op, skip, reset, watch)
+        _edit_mamba(op, skip, reset, watch, before)
     else:
         _edit_mamba2(op, skip, reset, watch)
 
@@ -98,16 +101,16 @@ def _edit_mamba2(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
         _put(op, rows, mamba2_scan_from(*args, **kwargs, **walked))
 
 
-def _edit_mamba(op: Any, skip: _Mask, reset: _Mask, watch: Watch) -> None:
+def _edit_mamba(op: Any, skip: _Mask, reset: _Mask, watch: Watch, before: Tensor | None) -> None:
     (hidden_states, dt, *rest), kwargs = op.inputs
-    watch(kwargs.get("initial_states"))
+    watch(before)
     if skip is not None:
         dt = dt.masked_fill(skip.to(dt.device)[:, None, :], -torch.inf)
         op.inputs = (hidden_states, dt, *rest), kwargs
     if reset is None:
         return
     reset = reset.to(dt.device)
-    _put(op, reset.any(-1), selective_scan(hidden_states, dt, *rest, **{**kwargs, "resets": reset}))
+    _put(op, reset.any(-1), selective_scan(hidden_states, dt, *rest, **{**kwargs, "resets": reset, "initial": before}))
 
 
 def _put(op: Any, rows: Tensor, scanned: Any) -> None:

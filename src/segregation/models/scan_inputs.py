@@ -58,6 +58,8 @@ class ScanCall:
     def recurrence(self) -> Recurrence:
         """What the scan is given; its tensors are copies, or made for it alone."""
         args, kwargs = self.call.scan.inputs
+        if self.call.family.scan == "mamba" and not self.call.stepwise:
+            kwargs = {**kwargs, "initial": self.call.before}  # it comes from the cache, past the operation's arguments
         read = _READERS[self.call.family.scan, self.call.stepwise]
         return read(args, kwargs, self._reset)
 
@@ -159,11 +161,11 @@ def _rg_lru(args: Sequence[Any], kwargs: Mapping[str, Any], reset: Callable[...,
 
 def _mamba(args: Sequence[Any], kwargs: Mapping[str, Any], reset: Callable[..., PositionMask]) -> Recurrence:
     hidden_states, dt, rate, keys, reads = args[:5]
-    x, z = hidden_states.float().transpose(1, 2), kwargs.get("z")
+    x, z, state = hidden_states.float().transpose(1, 2), kwargs.get("z"), kwargs["initial"]
     dt = _steps(dt.transpose(1, 2), kwargs.get("delta_bias"), kwargs.get("delta_softplus"))
     return _mamba_recurrence(
         x, dt, rate, keys.transpose(1, 2), reads.transpose(1, 2), kwargs.get("D"),
-        None if z is None else z.transpose(1, 2), reset, None,
+        None if z is None else z.transpose(1, 2), reset, None if state is None else state.float()[:, :, None].clone(),
     )  # fmt: skip
 
 

@@ -1,21 +1,16 @@
-"""The recurrences token by token: on a CPU several times faster than transformers' own loops, and equal bit for bit.
+"""The recurrences token by token: faster than transformers' own loops, and on a CPU equal to them bit for bit.
 
 transformers walks over tokens with new tensors and strided reads at every step. Here the same products and sums, in
-the same order, run in place on time-major blocks. They take over where a run needs no gradients and is on a CPU;
-elsewhere transformers' own code, or the compiled kernels it finds, stay in charge.
+the same order, run in place on time-major blocks. They are the twins by which the faster forms of ``scan_linear`` and
+``scan_mamba`` are audited: ``scan_choice`` puts the one or the other in place.
 """
 
-import functools
-import inspect
-import sys
-from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from segregation.models.family import Family
 from segregation.shapes import PositionMask
 
 BLOCK = 2**19
@@ -39,7 +34,8 @@ def rg_lru_scan(
     last = torch.zeros_like(states[0]) if recurrent_states is None else recurrent_states.float()
     for a, h in zip(gate.unbind(0), states.unbind(0), strict=True):
         last = h.add_(a.mul_(last))
-    return states.transpose(0, 1).to(hidden_states.dtype), last.clone()
+    outputs = torch.empty_like(hidden_states)  # laid out as the inputs are: what comes next rounds by it in bf16
+    return outputs.copy_(states.transpose(0, 1)), last.clone()
 
 
 def mamba_scan(
@@ -49,13 +45,20 @@ def mamba_scan(
     B: Float[Tensor, "batch d_state pos"],
     C: Float[Tensor, "batch d_state pos"],
     resets: PositionMask | None = None,
+    initial: Float[Tensor, "batch width d_state"] | None = None,
 ) -> tuple[Float[Tensor, "batch width pos"], Float[Tensor, "batch width d_state"]]:
     """h_t = exp(A dt_t) h_{t-1} + dt_t B_t x_t, y_t = h_t C_t; all y_t, and the last h_t. (arXiv 2312.00752, alg. 2)
 
-    At the tokens of ``resets`` the factor of h_{t-1} is zero.
+    At the tokens of ``resets`` the factor of h_{t-1} is zero; h before the first token is ``initial``, or zero.
+
+    >>> one = torch.ones(1, 1, 2)
+    >>> outputs, state = mamba_scan(one, one, torch.zeros(1, 1), one, one, initial=torch.ones(1, 1, 1))
+    >>> outputs.flatten().tolist(), state.item()
+    ([2.0, 3.0], 3.0)
     """
     batch, width, length = hidden_states.shape
     state = torch.zeros(batch, width, A.shape[1], dtype=hidden_states.dtype, device=hidden_states.device)
+    state = state if initial is None else initial.to(state)
     steps, keys, inputs = dt.permute(2, 0, 1), B.permute(2, 0, 1).float(), hidden_states.permute(2, 0, 1).float()
     reads = C.transpose(1, 2)
     outputs: list[Tensor] = []
@@ -115,6 +118,7 @@ def selective_scan(
     B: Tensor,
     C: Tensor,
     resets: PositionMask | None = None,
+    initial: Float[Tensor, "batch width d_state"] | None = None,
     **options: Any,
 ) -> Any:
     """``mamba_scan`` with the arguments and results of transformers' ``mamba_selective_scan``."""
@@ -122,7 +126,7 @@ def selective_scan(
         dt = dt + options["delta_bias"].to(dt.dtype)[..., None]
     if options.get("delta_softplus"):
         dt = nn.functional.softplus(dt)
-    output, state = mamba_scan(hidden_states, dt, A, B, C, resets)
+    output, state = mamba_scan(hidden_states, dt, A, B, C, resets, initial)
     if options.get("D") is not None:
         output = output + hidden_states * options["D"][None, :, None]
     if options.get("z") is not None:
@@ -155,71 +159,3 @@ def mamba2_scan_from(
     if options.get("D") is not None:
         output = output + hidden_states.float() * options["D"][..., None]
     return (output, state) if options.get("return_final_states") else output
-
-
-_KERNELS = (
-    *("causal_conv1d_fn", "causal_conv1d_update", "mamba_selective_scan", "mamba_selective_state_update"),
-    *("mamba2_chunk_scan", "mamba2_selective_state_update", "torch_chunk_gated_delta_rule"),
-    *("torch_recurrent_gated_delta_rule", "chunk_kimi_delta_attention", "recurrent_kimi_delta_attention"),
-)
-"""What transformers' modelling files call the functions for which it finds compiled kernels, where they have them."""
-
-
-def use_own_scans(family: Family, mixers: Sequence[nn.Module]) -> None:
-    """Let the mixers of a model scan by the forms here where they apply, and keep to PyTorch on a CPU.
-
-    Where compiled kernels are installed, transformers hands them tensors of any device; on a CPU they are refused, so
-    there its own PyTorch references run instead. Done once per modelling file and process, and harmless to others.
-    """
-    if family.scan == "rg_lru":
-        _use_rg_lru_scan(mixer.get_submodule("rg_lru") for mixer in mixers)
-        return
-    for room in {type(mixer).__module__: sys.modules[type(mixer).__module__] for mixer in mixers}.values():
-        for name in _KERNELS:
-            kernel = getattr(room, name, None)
-            if kernel is not None and not getattr(kernel, "keeps_to_reference", False):
-                kernel = reference_on_cpu(kernel)
-                setattr(room, name, _in_place(kernel) if name == "mamba_selective_scan" else kernel)
-
-
-def _use_rg_lru_scan(units: Iterable[nn.Module]) -> None:
-    def scan(original: Callable[..., Any], **arguments: Any) -> Any:
-        states = arguments["hidden_states"]
-        if states.shape[1] == 1 or not _applies(states, arguments["recurrent_gate"]):
-            return original(**arguments)
-        return rg_lru_scan(**arguments)
-
-    for unit in units:
-        original: Any = unit._rnn_scan
-        unit.__dict__["_rnn_scan"] = functools.partial(scan, original)
-
-
-def _in_place(original: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(original)
-    def scan(hidden_states: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **options: Any) -> Any:
-        plain = hidden_states.dtype == torch.float32 and not options.get("use_mambapy")
-        if not plain or not _applies(hidden_states, dt, A, B, C):
-            return original(hidden_states, dt, A, B, C, **options)
-        return selective_scan(hidden_states, dt, A, B, C, **options)
-
-    return scan
-
-
-def reference_on_cpu(kernel: Callable[..., Any]) -> Callable[..., Any]:
-    """A kernel of transformers that runs the PyTorch function it wraps when its first tensor is on a CPU."""
-    reference = inspect.unwrap(kernel)
-    accepted = inspect.signature(reference).parameters
-
-    @functools.wraps(kernel)
-    def run(first: Tensor, *args: Any, **options: Any) -> Any:
-        if first.device.type != "cpu":
-            return kernel(first, *args, **options)
-        return reference(first, *args, **{name: value for name, value in options.items() if name in accepted})
-
-    run.__dict__["keeps_to_reference"] = True
-    return run
-
-
-def _applies(*tensors: Tensor) -> bool:
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return not needs_grad and all(tensor.device.type == "cpu" for tensor in tensors)

@@ -151,7 +151,7 @@ def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str,
     """What every record says about the model and the run."""
     names = (
         *("name", "family", "revision", "weights_sha256", "dtype", "quantization", "attn_implementation", "bos"),
-        "switched_off",
+        *("scans", "switched_off"),
     )
     known = {name: model.description[name] for name in names if name in model.description}
     return {"model": known, "provenance": {"batch_size": batch_size, "device": str(model.device)}}

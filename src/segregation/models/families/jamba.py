@@ -1,7 +1,7 @@
 """Jamba: Mamba-1 mixers, grouped-query attention without positions once in a period, mixtures of experts.
 
-What is particular: the cache keeps every state; several tokens fed to a cache that is not empty start the scan from
-zero, so after a fork tokens go in one at a time; ``mamba.conv1d`` and ``mamba.dt_proj`` are never called as modules.
+What is particular: the cache keeps every state; transformers' own scan starts from zero where several tokens are fed
+to a filled cache, which ``models.continuing`` mends; ``mamba.conv1d`` and ``mamba.dt_proj`` are never called as modules.
 """
 
 from segregation.models.family import Family

@@ -2,7 +2,8 @@
 
 What is particular: both kinds are called ``self_attn`` and have an ``o_proj``; attention is multi-head latent
 attention, whose keys are wider than its values (64 + 128 against 128), so the width of a head in z is ``v_head_dim``;
-the cache keeps keys and values as they are attended to, not the latents.
+the cache keeps latents, one for all heads (as its keys) and the part of the keys with positions (as its values), of
+which keys and values are made anew at every step.
 """
 
 from segregation.models.family import Family
@@ -15,7 +16,10 @@ FAMILY = Family(
     scan="kda",
     conv_inputs=("q_proj", "k_proj", "v_proj"),
     max_positions="max_position_embeddings",
-    cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    cannot={
+        "recurrence": "the delta rule corrects its whole state at every token, which is no product of decays",
+        "keys": "its cache keeps latents of which keys and values are made together, so that neither is had alone",
+    },
     understood=frozenset(
         {
             *("moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "kv_lora_rank", "q_lora_rank"),

@@ -1,7 +1,8 @@
 """Mamba: Mamba-1 mixers in every layer; a control beside hybrids.
 
 What is particular: the layers are ``backbone.layers``; a forward takes its cache as ``cache_params``, no positions, and
-no mask once the cache is filled; several tokens fed to a filled cache start the scan from zero.
+no mask once the cache is filled; transformers' own scan starts from zero where several tokens are fed
+to a filled cache, which ``models.continuing`` mends.
 """
 
 from segregation.models.family import Family

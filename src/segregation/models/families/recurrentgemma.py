@@ -3,7 +3,8 @@
 What is particular: every layer calls its mixer ``temporal_block``; the output projection of attention has a bias;
 the recurrent and convolution states live on the modules, so they survive a run, do not follow the cache when it is
 forked or reordered, and are reset only by a batch of another size; the convolution reads padding, because the block
-ignores the attention mask; a piece of several tokens fed to a cache that is not empty loses the convolution's history.
+ignores the attention mask; a piece of several tokens fed to a filled cache loses the convolution's
+history, which ``models.continuing`` mends.
 """
 
 from segregation.models.family import Family

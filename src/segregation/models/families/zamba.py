@@ -3,7 +3,8 @@
 What is particular: a layer with attention runs it first, on the hidden states beside the embeddings (twice as wide),
 and its output reaches the residual only through that layer's Mamba mixer; the modules of such layers are distinct,
 but their weights are the same tensors; ``in_proj`` interleaves the two halves; each Mamba head is scanned by a call
-of its own, so there is no one operation that scans; several tokens fed to a filled cache start the scan from zero.
+of its own, so there is no one operation that scans; transformers' own scan starts from zero where
+several tokens are fed to a filled cache, which ``models.continuing`` mends.
 """
 
 from segregation.models.family import Family
