@@ -23,7 +23,7 @@ $(SETUP): pyproject.toml constraints.txt
 	@touch $@
 
 test: $(SETUP) ## run the test suite (GPU tests are skipped, and listed, without a GPU)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 families: $(SETUP) ## test every family against plain transformers, and write the tables of what works
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.contract

@@ -60,7 +60,8 @@ def test_ways_agree_where_no_head_is_ablated(name: str, tmp_path: Path) -> None:
     compared = {result.way: result for result in results if isinstance(result, Compared)}
     assert list(compared) == [way.name for way in WAYS]
     assert {result.prompt_tokens for result in compared.values()} == {40}
-    assert (compared["base"].same_tokens, compared["base"].logit_change) == (4, 0.0)
+    base = compared["base"]
+    assert base.same_tokens == 4 and base.logit_change is not None and base.logit_change <= 0.05  # other forms of scans
     for way in ("k = 5, generation", "k = 5, all positions", "full ablation"):
         assert (compared[way].logit_change or 0) > 0
     assert compared["k = 5, generation"].logit_change != compared["full ablation"].logit_change

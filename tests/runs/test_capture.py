@@ -16,7 +16,7 @@ from segregation.interventions.token_rules import HideAll, HideTokens
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import capture as capturing
-from segregation.runs import launch
+from segregation.runs import fitting
 from segregation.runs.capture import capture
 from segregation.runs.capture_request import CaptureRequest, estimate_bytes
 from segregation.runs.capture_store import captures, read_capture
@@ -58,7 +58,7 @@ def ends(model: HybridModel, *tokens: int) -> Iterator[None]:
 def folder(model: HybridModel, needles: list[Sample], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Everything of every sample under every plan, in padded batches of mixed lengths; no row ends early."""
     with ends(model), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "PADDING", float("inf"))
+        patch.setattr(fitting, "PADDING", float("inf"))
         return capture(
             model, needles, PLANS, EVERYTHING, folder=tmp_path_factory.mktemp("runs") / "all", max_new_tokens=NEW
         )

@@ -6,7 +6,7 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, AblateMixer, KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs import launch
+from segregation.runs import fitting, launch
 from segregation.runs.generate import generate, listed
 from segregation.runs.record import Record
 
@@ -49,7 +49,7 @@ def test_shared_prefills_give_the_tokens_of_one_by_one(model, samples, naive, ba
 @pytest.mark.parametrize("batch_size", [None, 4, 7])
 def test_prefills_in_padded_batches_give_the_same(model, samples, naive, monkeypatch, batch_size):
     """What an accelerator does: prompts of any length prefilled together."""
-    monkeypatch.setattr(launch, "PADDING", float("inf"))
+    monkeypatch.setattr(fitting, "PADDING", float("inf"))
     assert by_key(generate(model, samples, PLANS, max_new_tokens=NEW, batch_size=batch_size)) == naive
 
 

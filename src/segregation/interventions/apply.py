@@ -16,7 +16,7 @@ from nnsight.intervention.tracer import InterleavingTracer
 from torch import Tensor
 
 from segregation.errors import PlanError
-from segregation.interventions.heads import SCORES, ablate, keep_top
+from segregation.interventions.heads import SCORES, SIGN, ablate, keep_top
 from segregation.interventions.patching import Patched, patch_memory
 from segregation.interventions.phase import PHASES, acting, phase_numbers
 from segregation.interventions.recurrent_apply import edit_mixer, mixer_edits
@@ -26,6 +26,7 @@ from segregation.interventions.tables import Compiled, LayerTable, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.channels import ATTENTION_CHANNELS, RECURRENT_CHANNELS
+from segregation.models.entropy_attention import NAME, Asked, Measure, ask
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import MixerEdit, PatternEdit, Run, cache_of, forward_arguments, token_positions
 from segregation.prompts.spans import TokenSpans
@@ -98,8 +99,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
             if edit:
                 _edit_tokens(model, layer, edit, calls[0])
             if table:
-                edits_now = model.run.edits_of(layer)
-                ranked = {score: functools.partial(head_scores, calls[0], score, edits=edits_now) for score in scores}
+                ranked = _ranked(model, layer, scores, calls[0], _span(phases, table.edited)) if scores else {}
                 _edit_heads(model, layer, table, phases, present, plan_of[:, None], ranked)
 
 
@@ -163,16 +163,16 @@ def _edit_heads(
 ) -> None:
     """Do what the table says about the phases that are present, of which ``present`` counts the positions.
 
-    ``scores`` gives, by name, those of the queries from one position to another.
+    ``scores`` gives, by name, those of the queries from one position to another, once attention has run.
     """
     if acting(present, table.edited):
         at = _span(phases, table.edited)
         part = phases[:, at]
         keep = [table.heads[part, rows]] if acting(present, table.named) else []
+        projection = model.out_proj(layer)
+        (z, *rest), kwargs = projection.inputs  # attention has run, and has measured what it was asked to
         for name, score in scores.items():
             keep.append(keep_top(score(at.start, at.stop), table.top[name][part, rows]).transpose(1, 2))
-        projection = model.out_proj(layer)
-        (z, *rest), kwargs = projection.inputs
         stay = functools.reduce(torch.logical_and, keep).to(z.device)
         edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), stay).flatten(-2)
         projection.inputs = (_put(z, at, edited), *rest), kwargs
@@ -181,6 +181,29 @@ def _edit_heads(
         output, *weights = attention.output
         stays = table.mixer[phases, rows].to(output.device)
         attention.output = (output.masked_fill(~stays[..., None], 0), *weights)
+
+
+def _ranked(
+    model: HybridModel, layer: int, scores: Sequence[str], call: AttentionCall, at: slice
+) -> Mapping[str, Callable[[int, int], HeadScores]]:
+    """How to get each score: from attention itself where it measures rows as it runs, or else from its inputs.
+
+    Attention knows nothing of rules about tokens; and a token fed alone has one row, which is cheap to compute again.
+    """
+    edits = model.run.edits_of(layer)
+    ways: dict[str, Callable[[int, int], HeadScores]] = {
+        score: functools.partial(head_scores, call, score, edits=edits) for score in scores
+    }
+    measures: list[Measure] = [score for score in SIGN if score in scores]
+    if model.hf_model.config._attn_implementation == NAME and measures and not edits and call.query.shape[2] > 1:
+        operation = getattr(model.attention(layer).source, model.family.attention_call)
+        asked = ask(operation, measures, at.start, at.stop)
+        ways |= {measure: functools.partial(_measured, asked, measure) for measure in measures}
+    return ways
+
+
+def _measured(asked: Asked, measure: Measure, start: int, stop: int) -> HeadScores:
+    return SIGN[measure] * asked.rows(measure, start, stop)
 
 
 def head_scores(

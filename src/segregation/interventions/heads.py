@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from segregation.models.entropy_attention import Measure
 from segregation.shapes import HeadMask, HeadScores, Pattern, PositionMask
 
 
@@ -51,6 +52,9 @@ SCORES: Mapping[str, Callable[[Pattern], HeadScores]] = {
     "paper_entropy": paper_entropy,
 }
 """Score functions by their name in ``KeepTopHeads``; the best head scores highest."""
+
+SIGN: Mapping[Measure, int] = {"entropy": -1, "l2": 1}
+"""The scores that attention can measure as it runs: whether the best head measures least (-1) or most (1)."""
 
 
 def keep_top(scores: HeadScores, k: Int[Tensor, "batch pos"] | int) -> HeadMask:

@@ -1,4 +1,4 @@
-"""What one attention call is given, and the pattern it computes from it, for sdpa and eager alike."""
+"""What one attention call is given, and the pattern it computes from it, whichever the implementation."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,8 @@ class AttentionCall:
         query: queries, rotated where the family rotates.
         key: keys, the cached ones first.
         value: values.
-        mask: ``None`` (causal), boolean (``True`` is visible) or additive.
+        mask: ``None`` (causal), boolean (``True`` is visible), additive, or with two dimensions (causal, and which keys
+            are no padding).
         scaling: factor of the dot products.
         window: how many keys back a query sees, itself included; ``None`` is all.
     """
@@ -71,7 +72,7 @@ class AttentionCall:
     def visible(self, start: int, stop: int) -> Visible:
         """Which keys of ``band`` the queries ``start..stop`` may see: causal, in the window, and not padding."""
         first, keys = self.first_key(start), self.key.shape[2]
-        if self.mask is not None:
+        if self.mask is not None and self.mask.dim() == 4:
             mask = self.mask[..., start:stop, first:keys]
             return mask if mask.dtype == torch.bool else mask > torch.finfo(mask.dtype).min / 2
         src = torch.arange(first, keys, device=self.query.device)
@@ -79,7 +80,7 @@ class AttentionCall:
         visible = src <= dest
         if self.window is not None:
             visible = visible & (src > dest - self.window)
-        return visible[None, None]
+        return visible[None, None] if self.mask is None else visible & self.mask[:, None, None, first:keys]
 
     def edited_band(self, edits: Sequence[PatternEdit], start: int, stop: int) -> Pattern:
         """``band`` after edits of the pattern, in order; without any, ``band`` itself."""

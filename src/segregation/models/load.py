@@ -47,7 +47,8 @@ def load_model(
 
     Raises:
         ModelError: no such model or form of a scan, a folder without config, weights or tokenizer, weights that are
-            damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub that does not give the model.
+            damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub that
+            does not give the model.
         FamilyError: not a hybrid of a known family, or a config field that is not understood.
     """
     from safetensors import SafetensorError

@@ -17,7 +17,8 @@ from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
-from segregation.runs.launch import Prefills, Row, Watch, batches, run_rows
+from segregation.runs.fitting import fitting_batch_size
+from segregation.runs.launch import Prefills, Row, Watch, Way, batches, run_rows, steps_between
 from segregation.runs.record import Record
 
 
@@ -45,9 +46,12 @@ def generate(
     Raises:
         PlanError: a plan that is impossible on this model, or has nothing to act on.
         SampleError: a prompt that does not fit with its new tokens, or lacks a span that a rule names.
+        ModelError: a batch that does not fit into memory, with what it needs.
     """
     samples, plans = listed(samples, plans)
     rows = checked_rows(model, samples, plans, max_new_tokens)
+    longest = max((len(row.prompt) for row in rows), default=1) + max_new_tokens
+    batch_size = fitting_batch_size(model, longest, batch_size)
     return (record for _, record in generate_rows(model, samples, rows, max_new_tokens, batch_size))
 
 
@@ -147,14 +151,15 @@ def whole_plan(model: HybridModel, plan: Plan) -> Plan:
     )
 
 
-def described(model: HybridModel, batch_size: int | None) -> dict[str, dict[str, object]]:
-    """What every record says about the model and the run."""
+def described(model: HybridModel, batch_size: int | None, prefill: Way | None = None) -> dict[str, dict[str, object]]:
+    """What every record says about the model and the run, and how its prompt was read where that is known."""
     names = (
         *("name", "family", "revision", "weights_sha256", "dtype", "quantization", "attn_implementation", "bos"),
         *("scans", "switched_off"),
     )
     known = {name: model.description[name] for name in names if name in model.description}
-    return {"model": known, "provenance": {"batch_size": batch_size, "device": str(model.device)}}
+    provenance: dict[str, object] = {"batch_size": batch_size, "device": str(model.device)}
+    return {"model": known, "provenance": provenance | ({"prefill": prefill} if prefill else {})}
 
 
 def generate_rows(
@@ -170,7 +175,8 @@ def generate_rows(
     prefills = Prefills(model, watch_prefill)
     n_plans = len(rows) // max(1, len(samples))
     for batch in batches(model, rows, batch_size):
-        with torch.no_grad():
+        # what a watch keeps leaves for the user, who may want gradients of what follows
+        with torch.inference_mode() if watch is None and watch_prefill is None else torch.no_grad():
             tokens = _greedy(model, prefills, batch, max_new_tokens, watch)
         for row in batch:
             assert model.tokenizer is not None
@@ -186,7 +192,7 @@ def generate_rows(
                 text=model.tokenizer.decode(list(tokens[row.index]), skip_special_tokens=True),
                 settings={"max_new_tokens": max_new_tokens},
                 beyond_window=beyond_window(acted, row.spans, model.window, len(row.prompt), read),
-                **described(model, batch_size),
+                **described(model, batch_size, prefills.way(row)),
             )
             yield row, record
 
@@ -207,13 +213,17 @@ def write_from(
     The memory is used up: give a copy of one that is needed again.
     """
     ends = torch.tensor(model.end_tokens, dtype=torch.long, device=model.device)
-    tokens: list[list[int]] = [[] for _ in rows]
+    written: list[tuple[Tensor, Tensor]] = []
 
     def step(running: Tensor, _number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
         best = logits.argmax(-1)
-        for row, token in zip(running.tolist(), best.tolist(), strict=True):
-            tokens[row].append(token)
+        written.append((running, best))
         return best, torch.isin(best, ends)
 
-    run_rows(model, rows, memory, steps, step, watch)
+    run_rows(model, rows, memory, steps, step, watch, steps_between(model, watch))
+    tokens: list[list[int]] = [[] for _ in rows]
+    for running, best in written:
+        for row, token in zip(running.tolist(), best.tolist(), strict=True):
+            if not (tokens[row] and tokens[row][-1] in model.end_tokens):
+                tokens[row].append(token)
     return [tuple(found) for found in tokens]

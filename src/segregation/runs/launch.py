@@ -3,7 +3,7 @@
 A row is one prompt under one plan. Plans that do not touch ``PREFILL`` share one prefill of all of the prompt but its
 last token; what the model then remembers is repeated per plan, merged over prompts of any length, and all rows go on
 one token at a time, the last prompt token first. Plans that touch ``PREFILL`` are rows of their prompt's prefill.
-One token at a time is exact after a fork in both families; several at once are not.
+Prompts that begin alike read what they have in common once (``runs.prefix_tree``), where the model goes on exactly.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -25,14 +26,16 @@ from segregation.interventions.token_rules import HideTokens
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
+from segregation.runs.fitting import ROWS, read_together
+from segregation.runs.prefill import acts_alike, goes_on, left_padded, prefill, prefill_pieces
+from segregation.runs.prefix_tree import FORWARD, Piece, Prompt, prefix_tree, tokens_read
 
-ROWS = 64
-"""Rows decoded together when no batch size is given."""
-PADDING = 0.1
-"""Share of padding up to which prompts are read together on a CPU."""
+STEPS = 8
+"""Steps after which a GPU is asked which rows are done."""
 
-Prompt = tuple[int, ...]
-Text = tuple[Prompt, TokenSpans | None]
+__all__ = ["ROWS", "Prefills", "Prompt", "Row", "Step", "Watch", "batches", "equal_lengths", "left_padded", "prefill"]
+__all__ += ["run_rows", "steps_between"]
+
 Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
 """(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
 Watch = Callable[[Sequence["Row"]], Intervention]
@@ -52,18 +55,13 @@ class Row:
     spans: TokenSpans | None = None
 
     @property
-    def text(self) -> Text:
-        """What a prefill depends on where its plan leaves it as it is: a plan that the model carries may name spans."""
-        return self.prompt, self.spans
-
-    @property
     def shares(self) -> bool:
         """Whether its plan leaves the prefill as it is."""
         return Phase.PREFILL not in self.plan.during
 
     @property
     def prefill_plan(self) -> Plan:
-        """What its plan does in the prefill; plans that agree there share one too."""
+        """What its plan does in the prefill, which is nothing where it ``shares``; plans that agree there share one."""
         acting = [rule for rule in self.plan.rules if Phase.PREFILL in rule.during and not _about_new(rule)]
         return Plan(*[dataclasses.replace(rule, during=Phase.PREFILL) for rule in acting])
 
@@ -99,6 +97,27 @@ def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> 
             yield same[start : start + size]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What the memory of a row depends on.
+
+    Attributes:
+        prompt: all of it but the last token is read.
+        plan: what acts on it.
+        spans: the spans that the plan, or one that the model carries, may name.
+        row: the row, where something watches each.
+    """
+
+    prompt: Prompt
+    plan: Plan
+    spans: TokenSpans | None
+    row: Row | None = None
+
+
+Way = Literal["whole", "in pieces"]
+"""How a prompt is read: in one forward, or going on from what it has in common with others."""
+
+
 class Prefills:
     """Prefills of prompts; keeps the last one, so that a prompt whose rows span two batches is read once.
 
@@ -109,95 +128,82 @@ class Prefills:
     def __init__(self, model: HybridModel, watch: Watch | None = None) -> None:
         self._model = model
         self._watch = watch
-        self._kept: tuple[Text, Memory] | None = None
+        self._kept: dict[Reading, Memory] = {}
+        self._ways: dict[Reading, Way] = {}
+
+    def way(self, row: Row) -> Way:
+        """How the prompt of a row of the last batch was read."""
+        return self._ways.get(self._reading(row), "whole")
 
     def of(self, rows: Sequence[Row]) -> tuple[list[Row], Memory | None]:
         """The rows in the order of the memory's rows, and what the model remembers before their last prompt tokens."""
         if len(rows[0].prompt) == 1:
             return list(rows), None
-        ordered: list[Row] = []
-        parts: list[Memory] = []
-        shared = [row for row in rows if self._shares(row)]
-        for group in self._groups(shared):
-            ordered += group
-            parts.append(self._shared(group, keep=shared[-1].text))
-        for group in self._groups([row for row in rows if not self._shares(row)]):
-            ordered += group
-            keys = [(row.prompt, row.prefill_plan, row.spans, self._watch and row.index) for row in group]
-            unique = list(dict.fromkeys(keys))
-            prompts, plans, spans, _ = zip(*unique, strict=True)
-            watch = None if self._watch is None else self._watch(group)
-            memory = prefill(self._model, prompts, plans, spans, watch)
-            parts.append(memory.select(_index(memory, [unique.index(key) for key in keys])))
-        return ordered, merge(parts)
+        reading_of = {row.index: self._reading(row) for row in rows}
+        self._ways = {reading: self._ways[reading] for reading in self._kept if reading in self._ways}
+        last = reading_of[rows[-1].index]
+        read = list(self._read(list(dict.fromkeys(reading_of.values()))))
+        whole = merge([memory for _, memory in read])
+        found = {reading: number for number, reading in enumerate(one for group, _ in read for one in group)}
+        if self._model.can_fork and self._watch is None:
+            self._kept = {last: whole.select(_index(whole, [found[last]])).trimmed()}
+        ordered = sorted(rows, key=lambda row: found[reading_of[row.index]])
+        return ordered, whole.select(_index(whole, [found[reading_of[row.index]] for row in ordered]))
 
-    def _shares(self, row: Row) -> bool:
-        return row.shares and self._watch is None
+    def _reading(self, row: Row) -> Reading:
+        return Reading(row.prompt, row.prefill_plan, row.spans, None if self._watch is None else row)
 
-    def _groups(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows whose prompts are read together; on a CPU of about one length, where padding costs what text does."""
-        slack = PADDING if self._model.device is not None and self._model.device.type == "cpu" else float("inf")
-        groups: list[list[Row]] = []
-        for row in sorted(rows, key=lambda row: len(row.prompt)):
-            if not groups or len(row.prompt) > (1 + slack) * len(groups[-1][0].prompt):
-                groups.append([])
-            groups[-1].append(row)
-        return groups
+    def _read(self, readings: Sequence[Reading]) -> Iterator[tuple[Sequence[Reading], Memory]]:
+        """Groups of readings with their memories, each reading once."""
+        yield from (([reading], self._kept[reading]) for reading in readings if reading in self._kept)
+        new = [reading for reading in readings if reading not in self._kept]
+        for plan in dict.fromkeys(reading.plan for reading in new):
+            alike = [reading for reading in new if reading.plan == plan]
+            if pieces := self._pieces(alike, plan):
+                memories = prefill_pieces(self._model, [reading.prompt for reading in alike], pieces, plan)
+                yield from (([reading], memories[number]) for number, reading in enumerate(alike))
+                self._ways.update(dict.fromkeys(alike, "in pieces"))
+                new = [reading for reading in new if reading.plan != plan]
+        for acting in (False, True):
+            some = [reading for reading in new if bool(reading.plan.rules) == acting]
+            for group in read_together(self._model, [len(reading.prompt) - 1 for reading in some]):
+                together = [some[number] for number in group]
+                yield together, self._prefill(together)
 
-    def _shared(self, rows: Sequence[Row], keep: Text) -> Memory:
-        texts = list(dict.fromkeys(row.text for row in rows))
-        kept = self._kept if self._kept is not None and self._kept[0] in texts else None
-        if kept is not None:
-            texts.sort(key=lambda text: text != kept[0])
-        new = texts[1:] if kept is not None else texts
-        parts = [] if kept is None else [kept[1]]
-        if new:
-            prompts, spans = zip(*new, strict=True)
-            parts.append(prefill(self._model, prompts, spans=spans))
-        memory = merge(parts)
-        if keep in texts and self._model.can_fork:
-            self._kept = keep, memory.select(_index(memory, [texts.index(keep)])).trimmed()
-        return memory.select(_index(memory, [texts.index(row.text) for row in rows]))
+    def _prefill(self, readings: Sequence[Reading]) -> Memory:
+        prompts = [reading.prompt for reading in readings]
+        plans = [reading.plan for reading in readings] if any(reading.plan.rules for reading in readings) else ()
+        watch = None
+        if self._watch is not None:
+            watch = self._watch([reading.row for reading in readings if reading.row is not None])
+        return prefill(self._model, prompts, plans, [reading.spans for reading in readings], watch)
 
-
-def prefill(
-    model: HybridModel,
-    prompts: Sequence[Prompt],
-    plans: Sequence[Plan] = (),
-    spans: Sequence[TokenSpans | None] = (),
-    watch: Intervention | None = None,
-    read: Sequence[int] = (),
-) -> Memory:
-    """What the model remembers after all tokens of each prompt but the last, each row under its plan.
-
-    ``read`` says, per prompt, after how many of its tokens instead; the phases stay those of the whole prompt.
-    """
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=model.device)
-    seen = torch.tensor(list(read), device=model.device) if read else lengths - 1
-    ids, mask = left_padded([prompt[:n] for prompt, n in zip(prompts, seen.tolist(), strict=True)], model.device)
-    cache = model.new_cache()
-
-    def forward() -> None:
-        model.reset()
-        model.run.start(lengths, spans)
-        model.hf_model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=_positions(ids, mask),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-
-    edited = enter(model, *plans) if plans else model
-    (edited if watch is None else watch.enter(edited)).interleave(forward)
-    return model.remember(cache, seen)
+    def _pieces(self, readings: Sequence[Reading], plan: Plan) -> list[Piece]:
+        """How these are read piece by piece; nothing where they are better read side by side, or have to be."""
+        prompts = [reading.prompt[:-1] for reading in readings]
+        if len(prompts) == 1 or self._watch is not None or self._model.carried or not acts_alike(plan):
+            return []
+        pieces = prefix_tree(prompts, FORWARD)
+        groups = list(read_together(self._model, [len(prompt) for prompt in prompts]))
+        aside = sum(FORWARD + len(group) * len(prompts[group[-1]]) for group in groups)
+        if FORWARD * len(pieces) + tokens_read(pieces) >= aside or not goes_on(self._model):
+            return []
+        return pieces
 
 
 def run_rows(
-    model: HybridModel, rows: Sequence[Row], memory: Memory | None, steps: int, step: Step, watch: Watch | None = None
+    model: HybridModel,
+    rows: Sequence[Row],
+    memory: Memory | None,
+    steps: int,
+    step: Step,
+    watch: Watch | None = None,
+    every: int = 1,
 ) -> None:
-    """Feed the last prompt token of every row, then what ``step`` returns, until every row is done or ``steps`` ran."""
+    """Feed the last prompt token of every row, then what ``step`` returns, until every row is done or ``steps`` ran.
+
+    Rows that are done are dropped every so many steps: ``step`` sees them until then, which changes no other row.
+    """
     edited = enter(model, *[row.plan for row in rows])
     edited = edited if watch is None else watch(rows).enter(edited)
     device = model.device
@@ -213,6 +219,7 @@ def run_rows(
         model.run.start(lengths, [row.spans for row in rows])
         tokens = torch.tensor([row.prompt[-1] for row in rows], device=device)
         mask, position = before, lengths - 1
+        ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
         for number in range(steps):
             mask = torch.cat([mask, mask.new_ones(len(running), 1)], dim=1)
             logits = model.hf_model(
@@ -224,39 +231,29 @@ def run_rows(
                 logits_to_keep=1,
             ).logits[:, -1]
             tokens, done = step(running, number, logits)
-            if done.all():
+            position, ended = position + 1, ended | done
+            if (number + 1) % every:
+                continue
+            stay = (~ended).nonzero().flatten()
+            if not len(stay):
                 return
-            position = position + 1
-            if done.any():
-                stay = (~done).nonzero().flatten()
+            if len(stay) < len(running):
                 cache = model.recall(model.remember(cache, position).select(stay))
                 tokens, mask, position, running = tokens[stay], mask[stay], position[stay], running[stay]
+                ended = ended[stay]
                 model.run.keep(stay, running)
 
     edited.interleave(loop)
     model.reset()
 
 
-def left_padded(prompts: Sequence[Prompt], device: torch.device | None) -> tuple[Tensor, Tensor | None]:
-    """Token ids with shorter prompts padded at the left, and their mask; ``None`` where nothing is padded.
+def steps_between(model: HybridModel, watch: Watch | None = None) -> int:
+    """After how many steps rows that are done are dropped: asking a GPU which these are makes it wait.
 
-    >>> ids, mask = left_padded([(5, 6), (7,)], None)
-    >>> ids.tolist(), mask.tolist()
-    ([[5, 6], [0, 7]], [[1, 1], [0, 1]])
+    At once where something watches, which would see more of a row than it has.
     """
-    width = max(map(len, prompts))
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-        mask[row, width - len(prompt) :] = 1
-    return ids.to(device), None if bool(mask.all()) else mask.to(device)
-
-
-def _positions(ids: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return torch.arange(ids.shape[1], device=ids.device).expand(ids.shape)
-    return (mask.cumsum(-1) - 1).clamp(min=0)
+    on_gpu = model.device is not None and model.device.type == "cuda"
+    return STEPS if on_gpu and watch is None else 1
 
 
 def _index(memory: Memory, rows: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from segregation.errors import SampleError
@@ -17,8 +18,9 @@ from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
+from segregation.runs.fitting import fitting_batch_size, read_together
 from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
-from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows
+from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows, steps_between
 from segregation.runs.record import Record
 
 SHARE_FROM = 64
@@ -63,6 +65,7 @@ def loglikelihood(
     Raises:
         PlanError: a plan that is impossible on this model, or acts on ``DECODE`` only where nothing is decoded.
         SampleError: a prompt that does not fit with its continuation, or a continuation without tokens.
+        ModelError: a batch that does not fit into memory, with what it needs.
     """
     samples, plans = listed(samples, plans)
     acted = [whole_plan(model, plan) for plan in plans]
@@ -81,6 +84,8 @@ def loglikelihood(
             tasks.append((sample, plan, own))
             rows += own
             continuations += choices
+    longest = max((len(row.prompt) + len(continuations[row.index]) for row in rows), default=1)
+    batch_size = fitting_batch_size(model, longest, batch_size)
     return _records(model, tasks, continuations, score_rows(model, rows, continuations, batch_size), batch_size)
 
 
@@ -153,11 +158,11 @@ def score_rows(
     alone = [row for row, apart in zip(rows, stepwise, strict=True) if not apart]
     prefills = Prefills(model)
     for batch in batches(model, shared, batch_size):
-        with torch.no_grad():
+        with torch.inference_mode():
             scored = _stepwise(model, prefills, batch, continuations)
         yield from scored
     for batch in batches(model, alone, batch_size):
-        with torch.no_grad():
+        with torch.inference_mode():
             scored = _one_forward(model, batch, continuations)
         yield from scored
 
@@ -170,34 +175,47 @@ def _patches(plan: Intervention) -> bool:
 def _one_forward(model: HybridModel, batch: Sequence[Row], continuations: Sequence[tuple[int, ...]]) -> list[Scored]:
     """Scores from one forward pass over every prompt and continuation; rows that read the same are read once."""
     unique: dict[tuple[object, ...], tuple[Row, tuple[int, ...]]] = {}
-    key_of: dict[int, tuple[object, ...]] = {}
+    sharing: dict[tuple[object, ...], list[Row]] = {}
     for row in batch:
         tokens = (*row.prompt, *continuations[row.index][:-1])
-        key_of[row.index] = (tokens, len(row.prompt), row.plan, row.spans)  # phases depend on where the prompt ends
-        unique.setdefault(key_of[row.index], (row, tokens))
-    order = {key: number for number, key in enumerate(unique)}
-    ids, mask = left_padded([tokens for _, tokens in unique.values()], model.device)
-    keep = max(len(continuations[row.index]) for row in batch)
-    logits = (
-        enter(model, *[row.plan for row, _ in unique.values()])
+        key = (tokens, len(row.prompt), row.plan, row.spans)  # phases depend on where the prompt ends
+        unique.setdefault(key, (row, tokens))
+        sharing.setdefault(key, []).append(row)
+    texts, rows = list(unique.values()), list(sharing.values())
+    scored: dict[int, Scored] = {}
+    for group in read_together(model, [len(tokens) for _, tokens in texts]):
+        keep = max(len(continuations[row.index]) for number in group for row in rows[number])
+        logits = _end_logits(model, [texts[number] for number in group], keep)
+        for number, own in zip(group, logits, strict=True):
+            scored.update({row.index: _scored(row, own, continuations[row.index]) for row in rows[number]})
+    return [scored[row.index] for row in batch]
+
+
+def _end_logits(
+    model: HybridModel, texts: Sequence[tuple[Row, tuple[int, ...]]], keep: int
+) -> Float[Tensor, "batch pos d_vocab"]:
+    """The logits after the last ``keep`` tokens of each text, under the plan of its row."""
+    ids, mask = left_padded([tokens for _, tokens in texts], model.device)
+    return (
+        enter(model, *[row.plan for row, _ in texts])
         .trace(
             ids,
             attention_mask=torch.ones_like(ids) if mask is None else mask,
-            prompt_lengths=[len(row.prompt) for row, _ in unique.values()],
-            spans=[row.spans for row, _ in unique.values()],
+            prompt_lengths=[len(row.prompt) for row, _ in texts],
+            spans=[row.spans for row, _ in texts],
             logits_to_keep=min(keep, ids.shape[1]),
             use_cache=False,
             trace=False,
         )
         .logits
     )
-    scored = []
-    for row in batch:
-        tokens = torch.tensor(continuations[row.index], device=logits.device)
-        own = logits[order[key_of[row.index]], -len(tokens) :].float().log_softmax(-1)
-        score = float(own.gather(1, tokens[:, None]).double().sum())
-        scored.append(Scored(row, score, greedy=bool((own.argmax(-1) == tokens).all())))
-    return scored
+
+
+def _scored(row: Row, logits: Float[Tensor, "pos d_vocab"], continuation: Sequence[int]) -> Scored:
+    tokens = torch.tensor(continuation, device=logits.device)
+    own = logits[-len(tokens) :].float().log_softmax(-1)
+    score = float(own.gather(1, tokens[:, None]).double().sum())
+    return Scored(row, score, greedy=bool((own.argmax(-1) == tokens).all()))
 
 
 def _stepwise(
@@ -217,18 +235,21 @@ def score_from(
     The memory is used up: give a copy of one that is needed again.
     """
     forced = [continuations[row.index] for row in rows]
-    scores, greedy = [0.0] * len(rows), [True] * len(rows)
+    steps = max(map(len, forced))
+    tokens = torch.tensor([[*own, *[0] * (steps - len(own))] for own in forced], device=model.device)
+    lengths = torch.tensor([len(own) for own in forced], device=model.device)
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def step(running: Tensor, number: int, logits: Tensor) -> tuple[Tensor, Tensor]:
-        here = running.tolist()
-        tokens = torch.tensor([forced[row][number] for row in here], device=logits.device)
-        logs = logits.float().log_softmax(-1)
-        picked, best = logs.gather(1, tokens[:, None])[:, 0], (logs.argmax(-1) == tokens).tolist()
-        for row, value, agrees in zip(here, picked.tolist(), best, strict=True):
-            scores[row] += value
-            greedy[row] &= agrees
-        done = [number + 1 == len(forced[row]) for row in here]
-        return tokens, torch.tensor(done, device=logits.device)
+        logs, wanted = logits.float().log_softmax(-1), tokens[running, number]
+        found.append((running, logs.gather(1, wanted[:, None])[:, 0], logs.argmax(-1) == wanted))
+        return wanted, lengths[running] == number + 1
 
-    run_rows(model, rows, memory, max(map(len, forced)), step)
+    run_rows(model, rows, memory, steps, step, every=steps_between(model))
+    scores, greedy = [0.0] * len(rows), [True] * len(rows)
+    for number, parts in enumerate(found):
+        for row, value, agrees in zip(*[part.tolist() for part in parts], strict=True):
+            if number < len(forced[row]):
+                scores[row] += value
+                greedy[row] &= agrees
     return [Scored(row, scores[number], greedy[number]) for number, row in enumerate(rows)]

@@ -1,7 +1,8 @@
 """Jamba: Mamba-1 mixers, grouped-query attention without positions once in a period, mixtures of experts.
 
 What is particular: the cache keeps every state; transformers' own scan starts from zero where several tokens are fed
-to a filled cache, which ``models.continuing`` mends; ``mamba.conv1d`` and ``mamba.dt_proj`` are never called as modules.
+to a filled cache, which ``models.continuing`` mends; ``mamba.conv1d`` and ``mamba.dt_proj`` are never called as
+modules.
 """
 
 from segregation.models.family import Family
