@@ -10,6 +10,7 @@ import torch
 from segregation.errors import FamilyError, ModelError
 from segregation.models import quantization as quantizing
 from segregation.models.beginning import beginning
+from segregation.models.entropy_attention import use_entropy_attention
 from segregation.models.family import families, family_of
 from segregation.models.hybrid import HybridModel
 from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
@@ -38,7 +39,8 @@ def load_model(
         device_map: as in transformers: ``"cpu"``, ``"cuda"``, ``"auto"`` (all GPUs there are), or a mapping of modules.
         quantization: ``"bnb-int8"``, ``"bnb-nf4"``, or ``"torchao-int8"``; what stays in ``dtype``, and why, is
             in ``models.quantization``.
-        attn_implementation: ``"sdpa"`` or ``"eager"``; plans work under both.
+        attn_implementation: ``"sdpa"``, ``"eager"`` or ``"segregation"``, which measures heads as it attends; plans
+            work under all.
         scans: the form of RG-LRU's and Mamba-1's scans: ``"fast"``, ``"audit"`` (transformers' own bit for bit on a
             CPU) or ``"transformers"``; ``models.scan_choice`` has what each is.
         revision: branch, tag or commit of a hub model; the description names the commit.
@@ -54,6 +56,7 @@ def load_model(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    use_entropy_attention()
     check_dtype(dtype)
     check_device_map(device_map)
     quantizing.check_quantization(quantization, runs_on(device_map))
