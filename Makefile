@@ -6,10 +6,10 @@ SETUP := $(VENV)/.setup-done
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test check format lint types imports families reproduce bench docs notebooks clean
+.PHONY: help setup test check format lint types imports families reproduce bench bench-gpu docs notebooks clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 20
 
 setup: $(SETUP) ## create .venv with the pinned versions (again only when pyproject.toml or constraints.txt change)
 
@@ -45,8 +45,11 @@ imports: $(SETUP)
 reproduce: $(SETUP) ## every experiment on both bundled models; tables, claims and report in runs/reproduce/
 	$(BIN)/python -m experiments.reproduce
 
-bench: $(SETUP) ## timed comparisons, printed as ratios
-	$(BIN)/python -m benchmarks.overhead
+bench: $(SETUP) ## the benchmark suite on a CPU; python -m benchmarks --table writes its page
+	$(BIN)/python -m benchmarks
+
+bench-gpu: $(SETUP) ## the benchmarks that need a CUDA device
+	$(BIN)/python -m benchmarks --gpu
 
 docs: $(SETUP) ## build the documentation into site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

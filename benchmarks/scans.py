@@ -100,7 +100,8 @@ def mamba(rows: int, width: int, tokens: int, device: str) -> tuple[Forms, Tenso
 def prefill(name: str, tokens: int, device: str) -> Forms:
     """One forward with a cache over a prompt: on a module that was never wrapped, and on a model in each form."""
     torch.manual_seed(0)
-    module = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(WEIGHTS / name), dtype=torch.float32)
+    config = AutoConfig.from_pretrained(WEIGHTS / name)
+    module = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS / name)
     ids = torch.randint(8, 4000, (1, tokens), device=device)
     plain, model = copy.deepcopy(module), HybridModel(module, tokenizer)

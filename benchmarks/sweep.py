@@ -8,11 +8,15 @@ prompts of one length, on the bundled hybrids. The ways:
 - ``traced``: ``model.intervene(plan).generate`` for every prompt and k;
 - ``sg.generate``: all prompts and plans handed over at once.
 
-Tokens are compared row by row with those of ``one by one``.
+Tokens are compared row by row with those of ``one by one``. Beside the time that passed stands that of the processor,
+which tells more where others use it as well.
 """
 
 import argparse
+import functools
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +51,16 @@ def measure(name: str, prompts: int, tokens: int, new: int, rounds: int, path: P
     AttentionInterface.register("top_heads_by_hand", top_heads_by_hand)
     AttentionMaskInterface.register("top_heads_by_hand", eager_mask)
     model = sg.load_model(name)
-    stock: Any = AutoModelForCausalLM.from_pretrained(WEIGHTS / name, attn_implementation="top_heads_by_hand").eval()
+    stock: Any = AutoModelForCausalLM.from_pretrained(
+        WEIGHTS / name, attn_implementation="top_heads_by_hand", dtype=model.dtype
+    ).eval()
     stock.generation_config.eos_token_id = model.hf_model.generation_config.eos_token_id = None
     grid = sg.needle_grid(model.tokenizer, context_lengths=(tokens,), depth_percents=range(0, 100, 100 // prompts))
     samples = grid[:prompts]
     plans = [sg.Plan(sg.KeepTopHeads(k, during=sg.Phase.GENERATION)) for k in range(model.n_heads + 1)]
     options = {"max_new_tokens": new, "min_new_tokens": new, "do_sample": False}
     found: dict[str, _Rows] = {}
+    processor: dict[str, float] = {}
 
     def one_by_one() -> None:
         found["one by one"] = {}
@@ -85,7 +92,10 @@ def measure(name: str, prompts: int, tokens: int, new: int, rounds: int, path: P
         rows = interleaved(
             "sweep",
             f"{name}, k = 0..{model.n_heads}, {len(samples)} prompts of {tokens} tokens, {new} new",
-            {"one by one": one_by_one, "traced": traced, "sg.generate": together},
+            {
+                label: functools.partial(_timed, label, way, processor)
+                for label, way in (("one by one", one_by_one), ("traced", traced), ("sg.generate", together))
+            },
             "one by one",
             rounds=rounds,
             warm_up=0,
@@ -93,10 +103,19 @@ def measure(name: str, prompts: int, tokens: int, new: int, rounds: int, path: P
     base = found["one by one"]
     for row in rows:
         same = sum(tokens == base[key] for key, tokens in found[row.way].items())
-        row.notes["rows equal"] = f"{same} of {len(base)}"  # type: ignore[index]
+        notes: dict[str, float | str] = row.notes  # type: ignore[assignment]
+        notes |= {"rows equal": f"{same} of {len(base)}", "processor seconds": processor[row.way]}
+        notes["processor speed-up"] = processor["one by one"] / processor[row.way]
     if path is not None:
         append(path, rows)
     return table(rows)
+
+
+def _timed(name: str, way: Callable[[], None], processor: dict[str, float]) -> None:
+    """Run a way, and note the processor's seconds that it took last."""
+    start = time.process_time()
+    way()
+    processor[name] = time.process_time() - start
 
 
 def main() -> None:

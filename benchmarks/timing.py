@@ -66,21 +66,43 @@ def interleaved(
         warm_up: rounds before them.
         notes: other numbers about a way, by its name.
     """
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
+    load = load_now()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warm_up + rounds):
         for name, way in ways.items():
             took = _once(way)
             if number >= warm_up:
                 seconds[name].append(took)
+    return compared(benchmark, case, seconds, base, load=load, notes=notes)
+
+
+def compared(
+    benchmark: str,
+    case: str,
+    seconds: Mapping[str, Sequence[float]],
+    base: str,
+    *,
+    load: float,
+    notes: Mapping[str, Mapping[str, float | str]] | None = None,
+) -> list[Timed]:
+    """Rows for ways of which each was timed once in every round, compared with ``base`` round by round.
+
+    >>> compared("sums", "1 + 1", {"by hand": [4.0, 6.0], "computed": [1.0, 2.0]}, "by hand", load=0.0)[1].ratio
+    3.5
+    """
     return [
         Timed(
             benchmark, case, name, base, statistics.median(own), statistics.median(ratios), min(ratios), max(ratios),
-            rounds, round(load, 2), dict((notes or {}).get(name, {})),
+            len(own), round(load, 2), dict((notes or {}).get(name, {})),
         )
         for name, own in seconds.items()
         for ratios in [[b / a for a, b in zip(own, seconds[base], strict=True)]]
     ]  # fmt: skip
+
+
+def load_now() -> float:
+    """Processes wanting a core, by the machine's one-minute average; ``-1`` if unknown."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else -1.0
 
 
 def _once(way: Callable[[], object]) -> float:

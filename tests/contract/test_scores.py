@@ -7,7 +7,7 @@ from torch import Tensor
 
 import segregation as sg
 from segregation.interventions.rules import Plan
-from segregation.runs import launch
+from segregation.runs import fitting
 from tests.contract.subjects import NEW, PHASES, SAMPLE, Subject, unclamped
 from tests.contract.test_heads import CLOSE
 
@@ -84,7 +84,7 @@ def test_padded_batches_are_their_rows(subject: Subject, record_property, monkey
     model = subject.model
     expected = {sample.id: greedy(subject, model.encode(sample), NEW) for sample in RAGGED}
     for padding in (0.1, float("inf")):
-        monkeypatch.setattr(launch, "PADDING", padding)
+        monkeypatch.setattr(fitting, "PADDING", padding)
         assert {r.sample_id: list(r.tokens) for r in sg.generate(model, RAGGED, max_new_tokens=NEW)} == expected
     with torch.no_grad():
         out = model.generate(RAGGED, max_new_tokens=NEW, do_sample=False)

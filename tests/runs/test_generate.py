@@ -127,7 +127,7 @@ def test_no_prefill_is_shared_where_forks_are_switched_off(build, samples, monke
 
 def test_plans_that_prefill_alike_share_it(model, samples, naive, monkeypatch):
     plans = [Plan(AblateHeads(during=Phase.PREFILL)), Plan(AblateHeads(during=Phase.ALL))]
-    expected = {plan.hash: [] for plan in plans}
+    expected: dict[str, tuple[int, ...]] = {}
     for plan in plans:
         with torch.no_grad():
             out = model.intervene(plan).generate(samples[1], max_new_tokens=NEW, do_sample=False)

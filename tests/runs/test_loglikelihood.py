@@ -7,6 +7,7 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
+from segregation.runs import launch
 from segregation.runs import loglikelihood as module
 from segregation.runs.generate import generate
 from segregation.runs.launch import Row
@@ -121,3 +122,16 @@ def test_rows_that_read_the_same_but_end_their_prompt_elsewhere_are_scored_apart
     together = {record.sample_id: record.loglikelihoods for record in loglikelihood(model, samples, plan)}
     assert together["a"] == pytest.approx(alone[0], abs=2e-5)
     assert together["b"] == pytest.approx(alone[1], abs=2e-5)
+
+
+def test_choices_share_the_prefill_under_a_plan_that_acts_in_it(model: HybridModel, monkeypatch) -> None:
+    """Two choices under two plans that do the same in the prefill: one row is read for the four."""
+    sample = Sample("a", "abcdefgh ijkl " * 6, "xy", choices=("xy", "z"))
+    plans = [Plan(AblateHeads(during=Phase.PREFILL)), Plan(AblateHeads())]
+    alone = [next(iter(loglikelihood(model, [sample], plan, batch_size=1))).loglikelihoods for plan in plans]
+    read: list[int] = []
+    real = launch.prefill
+    monkeypatch.setattr(launch, "prefill", lambda m, prompts, *a: (read.append(len(prompts)), real(m, prompts, *a))[1])
+    together = [record.loglikelihoods for record in loglikelihood(model, [sample], plans)]
+    assert together == [pytest.approx(scores, abs=5e-5) for scores in alone]
+    assert read == [1]

@@ -43,10 +43,10 @@ if triton is not None:
         lane = tl.arange(0, BLOCK_K)
         dest = row + (keys - queries)
         inside = row < queries
-        at = q + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + column[None, :]
-        query = tl.load(at, mask=inside[:, None] & (column < d_head)[None, :], other=0.0)
-        k += batch * k_batch + (head // group) * k_head
-        v += batch * v_batch + (head // group) * v_head
+        query_at = q + batch * q_batch + head * q_head + row[:, None].to(tl.int64) * q_row + column[None, :]
+        query = tl.load(query_at, mask=inside[:, None] & (column < d_head)[None, :], other=0.0)
+        k_of = k + batch * k_batch + (head // group) * k_head
+        v_of = v + batch * v_batch + (head // group) * v_head
         largest = tl.full((BLOCK_Q,), hidden, tl.float32)
         total = tl.zeros((BLOCK_Q,), tl.float32)
         moment = tl.zeros((BLOCK_Q,), tl.float32)
@@ -58,8 +58,8 @@ if triton is not None:
         for start in range(begin, end, BLOCK_K):
             src = start + lane
             there = src < keys
-            at = k + src[None, :].to(tl.int64) * k_row + column[:, None]
-            key = tl.load(at, mask=there[None, :] & (column < d_head)[:, None], other=0.0)
+            key_at = k_of + src[None, :].to(tl.int64) * k_row + column[:, None]
+            key = tl.load(key_at, mask=there[None, :] & (column < d_head)[:, None], other=0.0)
             score = tl.dot(query, key, input_precision="ieee") * scale
             seen = (src[None, :] <= dest[:, None]) & (src[None, :] > dest[:, None] - window)
             if MASKED:
@@ -74,19 +74,19 @@ if triton is not None:
                 moment = shrink * (moment + (largest - above) * total) + tl.sum(weight * score, 1)
                 square = shrink * shrink * square + tl.sum(weight * weight, 1)
             total = shrink * total + tl.sum(weight, 1)
-            at = v + src[:, None].to(tl.int64) * v_row + column_v[None, :]
-            value = tl.load(at, mask=there[:, None] & (column_v < d_value)[None, :], other=0.0)
+            value_at = v_of + src[:, None].to(tl.int64) * v_row + column_v[None, :]
+            value = tl.load(value_at, mask=there[:, None] & (column_v < d_value)[None, :], other=0.0)
             mixed = mixed * shrink[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
             largest = above
         safe = tl.where(total > 0, total, 1.0)  # a row that sees no key is zero in everything
-        at = out + batch * out_batch + row[:, None].to(tl.int64) * out_row + head * d_value + column_v[None, :]
+        out_at = out + batch * out_batch + row[:, None].to(tl.int64) * out_row + head * d_value + column_v[None, :]
         mixed = mixed / safe[:, None]
-        tl.store(at, mixed.to(out.dtype.element_ty), mask=inside[:, None] & (column_v < d_value)[None, :])
+        tl.store(out_at, mixed.to(out.dtype.element_ty), mask=inside[:, None] & (column_v < d_value)[None, :])
         if MEASURED:
-            at = tl.program_id(1).to(tl.int64) * rows + row - first
+            slot = tl.program_id(1).to(tl.int64) * rows + row - first
             wanted = (row >= first) & (row < first + rows)
-            tl.store(entropy + at, (tl.log2(safe) - moment / safe) * 0.6931471805599453, mask=wanted)
-            tl.store(norm + at, tl.sqrt(square) / safe, mask=wanted)
+            tl.store(entropy + slot, (tl.log2(safe) - moment / safe) * 0.6931471805599453, mask=wanted)
+            tl.store(norm + slot, tl.sqrt(square) / safe, mask=wanted)
 
     # jit reads the function's own globals, which a type-checking import hook would hide behind its wrapper
     _kernel = triton.jit(inspect.unwrap(_attend))

@@ -3,7 +3,8 @@
 A row is one prompt under one plan. Plans that do not touch ``PREFILL`` share one prefill of all of the prompt but its
 last token; what the model then remembers is repeated per plan, merged over prompts of any length, and all rows go on
 one token at a time, the last prompt token first. Plans that touch ``PREFILL`` are rows of their prompt's prefill.
-Prompts that begin alike read what they have in common once (``runs.prefix_tree``), where the model goes on exactly.
+On a CPU, prompts that begin alike read what they have in common once (``runs.prefix_tree``), where the model goes on
+exactly.
 """
 
 import contextlib
@@ -26,10 +27,12 @@ from segregation.interventions.token_rules import HideTokens
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
-from segregation.runs.fitting import ROWS, read_together
+from segregation.runs.fitting import ROWS, on_cpu, read_together
 from segregation.runs.prefill import acts_alike, goes_on, left_padded, prefill, prefill_pieces
 from segregation.runs.prefix_tree import FORWARD, Piece, Prompt, prefix_tree, tokens_read
 
+SAVED = 0.1
+"""Share of the tokens, counting a forward as ``FORWARD`` of them, that reading in pieces must save."""
 STEPS = 8
 """Steps after which a GPU is asked which rows are done."""
 
@@ -181,14 +184,15 @@ class Prefills:
     def _pieces(self, readings: Sequence[Reading], plan: Plan) -> list[Piece]:
         """How these are read piece by piece; nothing where they are better read side by side, or have to be."""
         prompts = [reading.prompt[:-1] for reading in readings]
-        if len(prompts) == 1 or self._watch is not None or self._model.carried or not acts_alike(plan):
+        if len(prompts) == 1 or self._watch is not None or self._model.carried:
+            return []
+        if not on_cpu(self._model) or not acts_alike(plan):  # what a forward costs beside its tokens is a CPU's
             return []
         pieces = prefix_tree(prompts, FORWARD)
         groups = list(read_together(self._model, [len(prompt) for prompt in prompts]))
         aside = sum(FORWARD + len(group) * len(prompts[group[-1]]) for group in groups)
-        if FORWARD * len(pieces) + tokens_read(pieces) >= aside or not goes_on(self._model):
-            return []
-        return pieces
+        worth_it = FORWARD * len(pieces) + tokens_read(pieces) < (1 - SAVED) * aside
+        return pieces if worth_it and goes_on(self._model) else []
 
 
 def run_rows(
@@ -252,8 +256,7 @@ def steps_between(model: HybridModel, watch: Watch | None = None) -> int:
 
     At once where something watches, which would see more of a row than it has.
     """
-    on_gpu = model.device is not None and model.device.type == "cuda"
-    return STEPS if on_gpu and watch is None else 1
+    return 1 if on_cpu(model) or watch is not None else STEPS
 
 
 def _index(memory: Memory, rows: list[int]) -> Tensor:

@@ -53,7 +53,7 @@ def write_rows(
         stop: len(model.encode_continuation(stop)) + LOOK_BACK for ending in endings for stop in ending.stops if stop
     }
     for batch in batches(model, rows, batch_size):
-        with torch.no_grad():
+        with torch.inference_mode():
             written = _write(model, prefills, batch, endings, look_back)
         yield from written
 

@@ -1,0 +1,144 @@
+"""What fits: rows that are decoded together and tokens that are read together, in the memory that is free."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from segregation.errors import ModelError
+from segregation.models.attention import QUERY_CHUNK
+from segregation.models.hybrid import HybridModel
+from segregation.models.memory_needed import RESIDUAL, SCORE_COPIES, WIDEST, remembered
+
+ROWS = 64
+"""Rows decoded together when no batch size is given."""
+PADDING = 0.1
+"""Share of padding up to which prompts are read together on a CPU."""
+CPU_TOKENS = 640
+"""Tokens up to which a CPU reads prompts faster together.
+
+Eight prompts of 24, 64, 160 and 512 tokens in batches of at most so many took 1/2.98, 1/1.57, 1/1.40 and 1 of what they
+took alone (tiny-recurrentgemma), and eight batches of 1,000 tokens were 1.4 times slower.
+"""
+SPARE = 0.5
+"""Share of the free memory that forwards over prompts may take at once; the rest is for what is remembered."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that a loaded model takes beside its weights.
+
+    Attributes:
+        row: the states of a row, which do not grow.
+        token: keys and values of a token.
+        reading: what a forward holds of each token that it reads.
+        window: how many tokens back keys are kept; ``None`` is all.
+    """
+
+    row: int
+    token: int
+    reading: int
+    window: int | None
+
+    def of_row(self, tokens: int) -> int:
+        """What is remembered of one row.
+
+        >>> Needs(row=100, token=8, reading=50, window=None).of_row(10)
+        180
+        """
+        return self.row + self.token * (tokens if self.window is None else min(tokens, self.window))
+
+
+def on_cpu(model: HybridModel) -> bool:
+    """Whether a model runs on a CPU, where reading is bound by arithmetic."""
+    return model.device is None or model.device.type == "cpu"
+
+
+_NEEDS: WeakKeyDictionary[nn.Module, Needs] = WeakKeyDictionary()
+
+
+def needs(model: HybridModel) -> Needs:
+    """What a model takes; found by feeding it three tokens, once."""
+    module = model.hf_model
+    if module not in _NEEDS:
+        one, two = (remembered(model, 1, tokens) for tokens in (1, 2))
+        size, head = (model.dtype or torch.float32).itemsize, module.get_output_embeddings()
+        widths = [part.out_features for part in module.modules() if isinstance(part, nn.Linear) and part is not head]
+        reading = (WIDEST * max(widths, default=model.d_model) + RESIDUAL * model.d_model) * size
+        scores = model.n_heads * (SCORE_COPIES * QUERY_CHUNK + model.d_head) * 4
+        _NEEDS[module] = Needs(2 * one - two, two - one, reading + scores, model.window)
+    return _NEEDS[module]
+
+
+def free_bytes(model: HybridModel) -> int | None:
+    """Memory that is left for a model: what is free on its GPUs, or all that the machine has; ``None`` if unknown."""
+    devices = {parameter.device for parameter in model.hf_model.parameters()}
+    if gpus := [device for device in devices if device.type == "cuda"]:
+        held = sum(torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in gpus)
+        return held + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    if not hasattr(os, "sysconf"):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) -> int | None:
+    """The batch size to run with: the given one, or fewer than ``ROWS`` rows where these would not fit.
+
+    Args:
+        model: what runs.
+        tokens: of the longest row, new ones included.
+        batch_size: what was asked for; ``None`` leaves it open.
+
+    Raises:
+        ModelError: the given batch, or one row alone, needs more memory than there is.
+    """
+    free = free_bytes(model)
+    if free is None:
+        return batch_size
+    found = needs(model)
+    row, reading = found.of_row(tokens), found.reading * tokens
+    fit = max(0, free - reading) // max(1, row)
+    if fit < 1:
+        least = (free - found.row) // (found.reading + found.token)
+        raise ModelError(
+            f"one row of {tokens} tokens needs {_gb(row)} to remember and {_gb(reading)} to read, but {_gb(free)} are "
+            f"free; shorten the prompt to about {max(0, least)} tokens, or load the model in a narrower dtype"
+        )
+    if batch_size is not None and batch_size > fit:
+        raise ModelError(
+            f"batch_size={batch_size} rows of {tokens} tokens need {_gb(batch_size * row)} to remember and "
+            f"{_gb(reading)} to read, but {_gb(free)} are free; use batch_size={fit} or less, or shorter prompts"
+        )
+    if batch_size is None and (safe := max(1, fit // 2)) < ROWS:  # rows are copied from what their prompts left
+        return safe
+    return batch_size
+
+
+def read_together(model: HybridModel, lengths: Sequence[int]) -> Iterator[list[int]]:
+    """Which prompts of these lengths are read in one padded forward, as their numbers, shortest first.
+
+    On a CPU as many of about one length as ``CPU_TOKENS`` hold, where padding costs what text does; elsewhere as many
+    as fit.
+    """
+    budget, slack = (CPU_TOKENS, PADDING) if on_cpu(model) else (_tokens_that_fit(model), float("inf"))
+    group: list[int] = []
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        full = group and (len(group) + 1) * lengths[number] > budget
+        if group and (full or lengths[number] > (1 + slack) * lengths[group[0]]):
+            yield group
+            group = []
+        group.append(number)
+    if group:
+        yield group
+
+
+def _tokens_that_fit(model: HybridModel) -> float:
+    free = free_bytes(model)
+    return float("inf") if free is None else SPARE * free / max(1, needs(model).reading)
+
+
+def _gb(n: int) -> str:
+    return f"{n / 1e9:.2f} GB"
