@@ -56,6 +56,7 @@ class Check:
         dtype: of the weights in memory; tolerances follow it.
         device: where the model goes, "cpu", "cuda" or "auto".
         attn_implementation: what attention runs on.
+        quantization: how weights are stored; left out, as they are.
         revision: branch, tag or commit of a hub model.
     """
 
@@ -63,7 +64,8 @@ class Check:
     json: bool = False
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "cpu"
-    attn_implementation: Literal["sdpa", "eager"] = "sdpa"
+    attn_implementation: Literal["sdpa", "eager", "segregation"] = "sdpa"
+    quantization: Literal["bnb-int8", "bnb-nf4", "torchao-int8"] | None = None
     revision: str | None = None
 
     def __call__(self) -> int:
@@ -78,6 +80,7 @@ class Check:
             dtype=getattr(torch, self.dtype),
             device_map=self.device,
             attn_implementation=self.attn_implementation,
+            quantization=self.quantization,
             revision=self.revision,
             self_checks=False,
         )

@@ -80,7 +80,8 @@ COLUMNS = (
     ),
     Column(
         "states",
-        "recurrent states and convolution buffers are read as the plain model holds them, step by step",
+        "recurrent states, and the buffers of convolutions (which is all that LFM2 has), are read as the plain model "
+        "holds them, after the prompt and after every new token",
         ("test_states_are_those_that_a_plain_model_holds",),
         ("state",),
     ),
@@ -165,5 +166,9 @@ class Found:
 
     def reasons(self, family: str, column: Column) -> list[str]:
         """Why something of a column cannot be, but for a lack of layers."""
-        own = [reason for key, reason in self.refused[family].items() if key[0] in column.tests]
-        return sorted({reason for reason in own if not reason.startswith(NO_LAYERS)})
+        own = [
+            (key[1], reason)
+            for key, reason in self.refused[family].items()
+            if key[0] in column.tests and not reason.startswith(NO_LAYERS)
+        ]
+        return sorted({f"{part}, as {reason}" if part else reason for part, reason in own})

@@ -106,9 +106,10 @@ transformers config, runs it beside the same module never wrapped, and compares.
 
 ## What was measured
 
-Largest absolute differences, of logits with a standard deviation of 0.2 to 1 unless said, in fp32 unless said, on tiny
-random models on a CPU. Where the prefill of a family clamps its step dt from below, one forward and token by token are
-two functions; the rest is float noise, or the rounding of bfloat16.
+Largest absolute differences, of logits with a standard deviation of 0.2 to 1 (in ln p where the heading says so), in
+fp32 where it names no dtype, on tiny random models on a CPU. Where the prefill of a family clamps its step dt from
+below, one forward and token by token are two functions; the rest is float noise, or the rounding of bfloat16, after
+which a router may send a token to another expert.
 
 {measured}
 

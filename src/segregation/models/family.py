@@ -133,7 +133,7 @@ def family_of(config: "PretrainedConfig") -> Family:
     if config.model_type not in known:
         raise FamilyError(
             f"model_type {config.model_type!r} is not a hybrid of a known family; known: {', '.join(sorted(known))}. "
-            "A new family is one small file in segregation/models/families"
+            "A new family is one small file in segregation/models/families, and a tiny config in tests/tiny.py"
         )
     family = known[config.model_type]
     where = f"{type(config).__name__}.{{}} is not handled by segregation.models.families.{family.name}"

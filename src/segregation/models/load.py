@@ -81,6 +81,11 @@ def load_model(
         )
     except OSError as error:
         raise source.unreadable(error) from error
+    except ImportError as error:
+        raise ModelError(
+            f"{source.name!r} needs a package that is not here: {str(error).strip().splitlines()[0]} Install it, or "
+            'leave out what asks for it (attn_implementation is "sdpa", "eager" or "segregation")'
+        ) from error
     except SafetensorError as error:
         raise ModelError(f"the weights of {source.name!r} are damaged ({error}); fetch or save them again") from error
     module, loading = loaded

@@ -102,7 +102,9 @@ def check_recurrence(model: HybridModel) -> None:
     if "recurrence" in model.family.cannot:
         name = model.description.get("name", model.family.name)
         raise ModelError(
-            f"the recurrent layers of {name} cannot be taken apart token by token: {model.family.cannot['recurrence']}"
+            f"the recurrent layers of {name} cannot be taken apart token by token: "
+            f"{model.family.cannot['recurrence']}. "
+            "States after any token are those of sg.fork(...), read_on and remembered"
         )
 
 
