@@ -161,3 +161,13 @@ def test_checks_leave_no_state(model: HybridModel):
         before = model.trace("abc", trace=False).logits
         run_checks(model)
         assert torch.equal(model.trace("abc", trace=False).logits, before)
+
+
+def test_what_is_no_number_passes_no_check(build):
+    model = build("jamba")
+    with torch.no_grad():
+        model.mixer(0)._module.in_proj.weight[0] = torch.nan
+    checks = {check.name: check for check in run_checks(model)}
+    assert not [name for name, check in checks.items() if check.outcome == "pass"]
+    assert {check.measured for check in checks.values()} == {None}
+    assert checks["pattern @ v equals z"].note == "what was measured is no number"

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, Qwen3_5Config, Qwen3_
 
 import segregation
 from segregation.errors import FamilyError, ModelError
-from segregation.models.family import family_of
+from segregation.models.family import family_of, layer_types_of
 from segregation.models.load import load_model
 from segregation.models.provenance import weights_sha256
 from segregation.models.source import bundled_models
@@ -174,3 +174,30 @@ def test_a_known_field_with_another_meaning_is_refused():
 
 def test_public_names():
     assert segregation.load_model is load_model
+
+
+def test_files_at_odds_with_each_other_have_plain_words(folder: Path, tmp_path: Path):
+    damaged = shutil.copytree(folder, tmp_path / "damaged")
+    (damaged / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match=r"cannot be opened \(JSONDecodeError: .*one of its files is damaged"):
+        load_model(damaged)
+    with pytest.raises(ModelError, match=r"cannot be opened \(ValueError: .*an argument is none"):
+        load_model(folder, attn_implementation="nonsense")
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_positions_that_depend_on_a_rows_neighbours_are_refused(kind: str):
+    config = tiny_config("llama")
+    config.rope_parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(FamilyError, match=rf"rope_type='{kind}' is not handled.*depend on its neighbours"):
+        family_of(config)
+
+
+def test_windows_of_single_layers_are_refused():
+    with pytest.raises(FamilyError, match=r"layer_types names sliding_attention"):
+        layer_types_of(tiny_config("qwen3", layer_types=["sliding_attention"] * 3))
+
+
+def test_a_minimax_of_lightning_layers_alone_is_refused(build):
+    with pytest.raises(FamilyError, match=r"minimax without any attention layer is not handled"):
+        build("minimax", layer_types=["linear_attention"] * 4)

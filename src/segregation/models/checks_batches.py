@@ -11,6 +11,7 @@ from segregation.models.checks_outcome import (
     logits,
     prompts,
     short_and_long,
+    worst,
 )
 from segregation.models.hybrid import HybridModel
 
@@ -32,7 +33,7 @@ def _padded_generation(model: HybridModel) -> float:
     tokens, found = generated(model, ids, attention_mask=mask)
     rows = (ids[:1], ids[1:, LONG - SHORT :])
     alone = [generated(model, row) for row in rows]
-    return max(largest_gap((tokens[i, None], found[i, None]), one) for i, one in enumerate(alone))
+    return worst(largest_gap((tokens[i, None], found[i, None]), one) for i, one in enumerate(alone))
 
 
 QUICK = (

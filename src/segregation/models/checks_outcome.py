@@ -1,8 +1,9 @@
 """What a check of a model is: a question with a limit, what was measured, and what follows if it fails."""
 
+import math
 import operator
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -111,7 +112,8 @@ def ask(model: HybridModel, question: Question, tolerances: "Tolerances") -> Che
         note, measured, passed = f"stopped by {type(error).__name__}: {first:.200}", None, False
     else:
         passed = question.passes(measured, tolerance)
-        note = "" if passed else known or question.meaning
+        note = "" if passed else "what was measured is no number" if math.isnan(measured) else known or question.meaning
+        measured = None if math.isnan(measured) else measured
     finally:
         model.reset()
     seconds = round(time.perf_counter() - start, 3)
@@ -160,6 +162,15 @@ def float_noise(dtype: torch.dtype | None, spread: float, device: torch.device |
     """
     on_cpu = device is not None and device.type == "cpu"
     return (0.25 if dtype != torch.float32 else 1e-4 if on_cpu else 1e-3) * max(1.0, spread)
+
+
+def worst(gaps: Iterable[float]) -> float:
+    """The largest of some numbers; one that is no number makes it none, so that no check passes on it.
+
+    >>> worst([0.0, 2.0]), worst([0.0, float("nan")]), worst([])
+    (2.0, nan, 0.0)
+    """
+    return float(torch.tensor([0.0, *gaps]).max())
 
 
 # -- what cannot be asked ----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from segregation.models.checks_outcome import (
     logits,
     prompts,
     short_and_long,
+    worst,
 )
 from segregation.models.hybrid import HybridModel
 from segregation.models.mixers import MixerCall
@@ -49,20 +50,20 @@ def _ablated(model: HybridModel) -> float:
 def _pattern_times_v(model: HybridModel) -> float:
     """A family that gates attention's output makes z of it and the gate, so it is compared before the gate."""
     ids = prompts(model)[:1]
-    worst = 0.0
+    gaps: list[float] = []
     with torch.no_grad():
         for layer in model.attention_layers:
             with model.trace(ids):
                 expected = save(model.attention_call(layer).z().float())
                 mixed = model.attention_output(layer)[0] if model.family.gated else model.z(layer)
                 found = save(mixed.float())
-            worst = max(worst, float((expected - found).abs().max() / found.abs().max().clamp(min=1)))
-    return worst
+            gaps.append(float((expected - found).abs().max() / found.abs().max().clamp(min=1)))
+    return worst(gaps)
 
 
 def _state(model: HybridModel) -> float:
     ids = prompts(model)[:1]
-    worst = 0.0
+    gaps: list[float] = []
     with torch.no_grad():
         for layer in model.recurrent_layers:
             with model.trace(ids):
@@ -70,8 +71,8 @@ def _state(model: HybridModel) -> float:
             with model.trace(ids, use_cache=True):
                 read = save(model.state(layer).recurrent)
             gap = (as_held(model, walked)[0].float() - read.float()).abs().max()
-            worst = max(worst, float(gap / read.abs().max().clamp(min=1)))
-    return worst
+            gaps.append(float(gap / read.abs().max().clamp(min=1)))
+    return worst(gaps)
 
 
 def _eager_against_sdpa(model: HybridModel) -> float:

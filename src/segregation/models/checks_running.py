@@ -11,6 +11,7 @@ from segregation.models.checks_outcome import (
     largest_gap,
     logits,
     prompts,
+    worst,
 )
 from segregation.models.hybrid import HybridModel
 from segregation.shapes import Tokens
@@ -26,7 +27,7 @@ def _leak(model: HybridModel) -> float:
             runs.append(model.generate(prompt, max_new_tokens=3, min_new_tokens=3, do_sample=False))
             runs.append(logits(model, prompt))
     tokens = float((runs[0] != runs[4]).any())
-    return max(tokens, float((runs[1] - runs[5]).abs().max()))
+    return worst([tokens, float((runs[1] - runs[5]).abs().max())])
 
 
 def _fork(model: HybridModel) -> float:
@@ -45,13 +46,13 @@ def _fork(model: HybridModel) -> float:
             step = ids[:, -1:].expand(2, 1)
             found = model.hf_model(step, past_key_values=model.recall(fork), position_ids=position).logits
             gaps.append(float((found[:, -1].float() - whole).abs().max()))
-    return max(gaps)
+    return worst(gaps)
 
 
 def _same_twice(model: HybridModel) -> float:
     ids = prompts(model)
     (tokens, first), (others, again) = generated(model, ids), generated(model, ids)
-    return max(float((tokens != others).any()), float((first - again).abs().max()))
+    return worst([float((tokens != others).any()), float((first - again).abs().max())])
 
 
 def _prefill_against_decode(model: HybridModel) -> float:

@@ -50,6 +50,9 @@ COMMON_FIELDS = frozenset(
 )
 """Config fields that mean the same in every family, and that transformers alone has to follow."""
 
+_LENGTH_BOUND_ROPE = frozenset({"dynamic", "longrope"})
+"""Rotary positions that depend on how long a forward's longest row is."""
+
 
 @dataclass(frozen=True)
 class Family:
@@ -141,6 +144,11 @@ def family_of(config: "PretrainedConfig") -> Family:
         value = getattr(config, name, allowed[0])
         if value not in allowed:
             raise FamilyError(f"{where.format(f'{name}={value!r}')}; understood: {', '.join(map(repr, allowed))}")
+    for kind in _rope_types(config) & _LENGTH_BOUND_ROPE:
+        raise FamilyError(
+            f"{where.format(f'rope_parameters with rope_type={kind!r}')}: it turns positions by the longest row of a "
+            "batch, so that a row would depend on its neighbours; take a checkpoint with another rope_type"
+        )
     for name, value in _unknown_fields(config, family).items():
         raise FamilyError(
             f"{where.format(f'{name}={value!r}')}. If it does not change the maths of a forward pass, "
@@ -160,9 +168,21 @@ def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
     if (only := family_of(config).only) is not None:
         return (only,) * config.num_hidden_layers
     names: list[str] = list(getattr(config, "layers_block_type", None) or config.layer_types)
+    if "sliding_attention" in names and family_of(config).window is None:
+        raise FamilyError(
+            f"{type(config).__name__}.layer_types names sliding_attention, and windows of single layers are not "
+            f"handled in {family_of(config).name}; a window here is that of all attention layers"
+        )
     if unknown := sorted(set(names) - set(_LAYER_TYPES)):
         raise FamilyError(f"layer types {unknown} are not understood; known: {', '.join(sorted(_LAYER_TYPES))}")
     return tuple(_LAYER_TYPES[name] for name in names)
+
+
+def _rope_types(config: "PretrainedConfig") -> set[str]:
+    """The kinds of rotary positions that a config asks for: one, or one for each type of layer."""
+    given = getattr(config, "rope_parameters", None) or {}
+    parts = [part for part in given.values() if isinstance(part, dict)] or [given]
+    return {str(part.get("rope_type", "default")) for part in parts}
 
 
 def _unknown_fields(config: "PretrainedConfig", family: Family) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from nnsight.intervention.envoy import traceable
 from nnsight.modeling.transformers import TransformersModel
 from torch import Tensor, nn
 
+from segregation.errors import FamilyError
 from segregation.models.continuing import keep_convolutions_going
 from segregation.models.decoding import check_decoding, check_length, check_padding, check_prompt_lengths
 from segregation.models.family import Family, LayerType, family_of, layer_types_of
@@ -63,6 +64,8 @@ class HybridModel(Parts):
         super().__init__(module.eval(), task="text-generation", tokenizer=tokenizer, **placement)
         self.attention_layers = layers_of(self.layer_types, "attention")
         self.recurrent_layers = layers_of(self.layer_types, "recurrent")
+        if self.family.scan == "lightning" and not self.attention_layers:
+            raise FamilyError(f"{self.family.name} without any attention layer is not handled: its cache has no length")
         check_structure(self.family, self.layer_types, self.attention, self.mixer)
         self.n_layers = len(self.layer_types)
         self.n_heads: int = config.num_attention_heads if self.attention_layers else 0

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from segregation.errors import FamilyError, ModelError
+from segregation.errors import FamilyError, ModelError, SegregationError
 from segregation.models import quantization as quantizing
 from segregation.models.beginning import beginning
 from segregation.models.entropy_attention import use_entropy_attention
@@ -88,6 +88,14 @@ def load_model(
         ) from error
     except SafetensorError as error:
         raise ModelError(f"the weights of {source.name!r} are damaged ({error}); fetch or save them again") from error
+    except SegregationError:
+        raise
+    except Exception as error:  # whatever transformers makes of a damaged file, or of an argument that it does not know
+        first = (str(error).strip().splitlines() or ["no more is said"])[0]
+        raise ModelError(
+            f"{source.name!r} cannot be opened ({type(error).__name__}: {first:.200}): one of its files is damaged or "
+            "at odds with the others, or an argument is none that transformers knows"
+        ) from error
     module, loading = loaded
     _check_loading(source.name, loading)
     quantizing.keep_to_reference_on_cpu(module)

@@ -80,10 +80,7 @@ def find_source(name_or_path: str | Path, revision: str | None) -> Source:
             f"no model {name!r}: bundled models are {', '.join(bundled_models()) or '(none in this installation)'}; "
             "otherwise give a folder that exists, or a hub id OWNER/NAME"
         )
-    try:
-        commit, reached = resolve(name, revision)
-    except ModelError as error:
-        raise ModelError(f"{error}. (There is no folder {name!r} here, so it was taken for a hub id)") from error
+    commit, reached = resolve(name, revision)
     return Source(name, name, commit, reached)
 
 

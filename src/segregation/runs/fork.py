@@ -28,7 +28,7 @@ class Fork:
     """Prompts that were read in part; going on from them leaves what is remembered as it is.
 
     Everything that goes on starts from a copy, so a fork can be used again, in any order. Tokens are fed one at a time,
-    which is exact in every family; several at once are not. A plan acts by position, as in ``generate``: the phases are
+    which is exact in every family. A plan acts by position, as in ``generate``: the phases are
     those of the whole prompts, wherever they were cut.
 
     Attributes:

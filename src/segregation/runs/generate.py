@@ -32,8 +32,9 @@ def generate(
 ) -> Iterator[Record]:
     """Continue every sample's prompt greedily under every plan; one record per sample and plan.
 
-    The tokens are those of one-by-one generation with transformers, up to float noise where two logits, or the scores of
-    two heads that a plan ranks, tie; a row ends at the model's end-of-sequence token, which is part of ``tokens``.
+    The tokens are those of one-by-one generation with transformers, up to float noise where two logits, or the scores
+    of two heads that a plan ranks, tie; a row ends at the model's end-of-sequence token, which is part of ``tokens``.
+    The largest logit is taken as it is: penalties in the model's generation config are not applied.
 
     Args:
         model: the model; plans it already carries act as well, and stand in the records.

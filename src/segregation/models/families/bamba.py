@@ -22,5 +22,8 @@ FAMILY = Family(
             "z_loss_coefficient",
         }
     ),
-    required={"time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
+    required={
+        "attn_rotary_emb": (64,),
+        "time_step_limit": ((0.0, float("inf")), [0.0, float("inf")]),
+    },
 )

@@ -22,5 +22,5 @@ FAMILY = Family(
             *("use_mambapy", "use_associative_scan", "layers_num_experts", "calc_logits_for_entire_prompt"),
         }
     ),
-    required={"sliding_window": (None,)},
+    required={"sliding_window": (None,), "mamba_inner_layernorms": (True,)},
 )

@@ -20,6 +20,12 @@ FAMILY = Family(
         "recurrence": "the delta rule corrects its whole state at every token, which is no product of decays",
         "keys": "its cache keeps latents of which keys and values are made together, so that neither is had alone",
     },
+    required={
+        "mla_use_nope": (True,),
+        "moe_router_activation_func": ("sigmoid",),
+        "topk_method": ("noaux_tc",),
+        "use_grouped_topk": (True,),
+    },
     understood=frozenset(
         {
             *("moe_intermediate_size", "n_shared_experts", "routed_scaling_factor", "kv_lora_rank", "q_lora_rank"),

@@ -16,6 +16,7 @@ FAMILY = Family(
     conv_inputs=("in_proj_qkv",),
     max_positions="max_position_embeddings",
     cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    required={"mlp_only_layers": ([],)},
     understood=frozenset(
         {
             *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"),

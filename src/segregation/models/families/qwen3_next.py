@@ -18,6 +18,7 @@ FAMILY = Family(
     conv_inputs=("in_proj_qkvz",),
     max_positions="max_position_embeddings",
     cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    required={"use_sliding_window": (False,)},
     understood=frozenset(
         {
             *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"),

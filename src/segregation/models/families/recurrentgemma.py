@@ -23,7 +23,7 @@ FAMILY = Family(
     understood=frozenset(
         {
             *("lru_width", "attention_window_size", "conv1d_width", "logits_soft_cap", "hidden_activation"),
-            *("block_types", "w_init_variance_scale", "final_w_init_variance_scale"),
+            *("block_types", "_block_types", "w_init_variance_scale", "final_w_init_variance_scale"),
         }
     ),
     required={"embeddings_scale_by_sqrt_dim": (True,)},
