@@ -59,8 +59,8 @@ def meaning(hub_id: str, revision: str | None, error: BaseException) -> str | No
             return f"{hub_id!r} has no revision {revision!r}; branches, tags and commits are listed at {page}/commits"
         if isinstance(cause, errors.RepositoryNotFoundError):
             return (
-                f"there is no model {hub_id!r} on the Hugging Face hub, or it is private; there is no "
-                "folder of that name here either. Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
+                f"there is no model {hub_id!r} on the Hugging Face hub, or it is private; there is no folder of that "
+                "name here either. Check the spelling; for a private one log in with `hf auth login` or set HF_TOKEN"
             )
         if isinstance(cause, errors.OfflineModeIsEnabled):
             return (
