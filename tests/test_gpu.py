@@ -65,7 +65,7 @@ def test_loglikelihoods_are_those_of_the_cpu(pair: tuple[sg.HybridModel, sg.Hybr
 
 
 def test_kernels_are_named(pair: tuple[sg.HybridModel, sg.HybridModel]) -> None:
-    named = "mamba-ssm" in str(pair[1].description["kernels"])
+    named = "mamba-ssm" in str(list(pair[1].description["kernels"].values()))
     assert named == (importlib.util.find_spec("mamba_ssm") is not None and pair[1].family.name == "jamba")
 
 
@@ -109,9 +109,7 @@ def test_rules_act_as_on_the_cpu_in_every_family(
 def test_a_model_over_two_devices_writes_what_one_writes(name: str) -> None:
     pytest.importorskip("accelerate")
     one = sg.load_model(name, device_map="cuda")
-    half = one.n_layers // 2
-    layers = {f"model.layers.{layer}": int(layer >= half) for layer in range(one.n_layers)}
-    two = sg.load_model(name, device_map={"model.embed_tokens": 0, "lm_head": 0, **layers, "model": 1})
+    two = sg.load_model(name, device_map="auto")
     assert {str(parameter.device) for parameter in two.hf_model.parameters()} == {"cuda:0", "cuda:1"}
     assert not [check for check in run_checks(two) if check.failed]
     samples = Grid((128, 300), (0, 100)).samples(one.tokenizer)
@@ -175,7 +173,7 @@ def test_the_kernel_gives_what_its_twin_gives(shape: dict[str, Any], dtype: torc
     for start, stop in {(0, queries), (queries // 2, queries)}:
         expected, measured = attend(given, start, stop, ["entropy", "l2"])
         output, found = attend_on_gpu(moved, start, stop, ["entropy", "l2"])
-        near = 1e-5 if dtype == torch.float32 else 2e-2  # bf16 weights, as in every fused attention
+        near = 2e-5 if dtype == torch.float32 else 2e-2  # bf16 weights, as in every fused attention
         assert (output.cpu().float() - expected.float()).abs().max() < near
         assert (found["entropy"].cpu() - measured["entropy"]).abs().max() < 3e-5
         assert (found["l2"].cpu() - measured["l2"]).abs().max() < 1e-5
