@@ -170,4 +170,4 @@ def test_what_is_no_number_passes_no_check(build):
     checks = {check.name: check for check in run_checks(model)}
     assert not [name for name, check in checks.items() if check.outcome == "pass"]
     assert {check.measured for check in checks.values()} == {None}
-    assert checks["pattern @ v equals z"].note == "what was measured is no number"
+    assert checks["pattern @ v equals z"].note == "no number (NaN)"

@@ -93,7 +93,7 @@ def test_a_quantised_model_passes_its_checks(family: str, name: str, tmp_path: P
     AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     if name == "bnb-int8" and family in OVERFLOWING:
-        with pytest.raises(ModelError, match=r"fails its self-checks: .* nan"):
+        with pytest.raises(ModelError, match=r"fails its self-checks: .* no number"):
             load_model(tmp_path, quantization=name)
         return
     model, plain = load_model(tmp_path, quantization=name), load_model(tmp_path)

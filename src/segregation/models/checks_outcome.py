@@ -112,7 +112,7 @@ def ask(model: HybridModel, question: Question, tolerances: "Tolerances") -> Che
         note, measured, passed = f"stopped by {type(error).__name__}: {first:.200}", None, False
     else:
         passed = question.passes(measured, tolerance)
-        note = "" if passed else "what was measured is no number" if math.isnan(measured) else known or question.meaning
+        note = "" if passed else "no number (NaN)" if math.isnan(measured) else known or question.meaning
         measured = None if math.isnan(measured) else measured
     finally:
         model.reset()

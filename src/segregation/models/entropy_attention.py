@@ -194,8 +194,8 @@ def use_entropy_attention() -> None:
 def _form(query: Tensor) -> Callable[..., tuple[Mixed, dict[Measure, RowMeasures]]]:
     """The form of ``attend`` for the device and dtype of the query.
 
-    The kernel takes 16-bit floats. In fp32 its exact products are slower than those of the chunks: 141 ms against 44 for
-    32,768 tokens of a RecurrentGemma-2B layer on an H200; in bf16 it takes 2.
+    The kernel takes 16-bit floats. In fp32 its exact products are slower than those of the chunks: 141 ms against 44
+    for 32,768 tokens of a RecurrentGemma-2B layer on an H200; in bf16 it takes 2.
     """
     if not query.is_cuda or query.dtype == torch.float32:
         return attend
