@@ -37,6 +37,9 @@ _LAYER_TYPES: Mapping[str, LayerType] = {
     "moe": "mlp",
 }
 
+NO_PRODUCT_OF_DECAYS = "the delta rule corrects its whole state at every token, which is no product of decays"
+"""Why a delta rule is no linear recurrence of ``models.recurrence``."""
+
 COMMON_FIELDS = frozenset(
     {
         *("vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
@@ -165,13 +168,14 @@ def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
     Raises:
         FamilyError: a layer type that is none of ours.
     """
-    if (only := family_of(config).only) is not None:
-        return (only,) * config.num_hidden_layers
+    family = family_of(config)
+    if family.only is not None:
+        return (family.only,) * config.num_hidden_layers
     names: list[str] = list(getattr(config, "layers_block_type", None) or config.layer_types)
-    if "sliding_attention" in names and family_of(config).window is None:
+    if "sliding_attention" in names and family.window is None:
         raise FamilyError(
             f"{type(config).__name__}.layer_types names sliding_attention, and windows of single layers are not "
-            f"handled in {family_of(config).name}; a window here is that of all attention layers"
+            f"handled in {family.name}; a window here is that of all attention layers"
         )
     if unknown := sorted(set(names) - set(_LAYER_TYPES)):
         raise FamilyError(f"layer types {unknown} are not understood; known: {', '.join(sorted(_LAYER_TYPES))}")

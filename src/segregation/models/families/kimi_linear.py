@@ -6,7 +6,7 @@ the cache keeps latents, one for all heads (as its keys) and the part of the key
 which keys and values are made anew at every step.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import NO_PRODUCT_OF_DECAYS, Family
 
 FAMILY = Family(
     name="kimi_linear",
@@ -17,7 +17,7 @@ FAMILY = Family(
     conv_inputs=("q_proj", "k_proj", "v_proj"),
     max_positions="max_position_embeddings",
     cannot={
-        "recurrence": "the delta rule corrects its whole state at every token, which is no product of decays",
+        "recurrence": NO_PRODUCT_OF_DECAYS,
         "keys": "its cache keeps latents of which keys and values are made together, so that neither is had alone",
     },
     required={

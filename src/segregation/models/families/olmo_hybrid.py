@@ -5,7 +5,7 @@ called ``o_proj`` as attention's is; with ``linear_allow_neg_eigval`` beta goes 
 attention layers norm after, mixer layers before.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import NO_PRODUCT_OF_DECAYS, Family
 
 FAMILY = Family(
     name="olmo_hybrid",
@@ -15,7 +15,7 @@ FAMILY = Family(
     scan="gated_delta",
     conv_inputs=("q_proj", "k_proj", "v_proj"),
     max_positions="max_position_embeddings",
-    cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    cannot={"recurrence": NO_PRODUCT_OF_DECAYS},
     understood=frozenset(
         {
             *("linear_num_key_heads", "linear_num_value_heads", "linear_key_head_dim", "linear_value_head_dim"),

@@ -4,7 +4,7 @@ What is particular: as Qwen3-Next, but the mixer has a projection each for queri
 beta and the decay; a checkpoint has a vision tower as well, which is not loaded.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import NO_PRODUCT_OF_DECAYS, Family
 
 FAMILY = Family(
     name="qwen3_5",
@@ -15,7 +15,7 @@ FAMILY = Family(
     gated=True,
     conv_inputs=("in_proj_qkv",),
     max_positions="max_position_embeddings",
-    cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    cannot={"recurrence": NO_PRODUCT_OF_DECAYS},
     required={"mlp_only_layers": ([],)},
     understood=frozenset(
         {

@@ -6,7 +6,7 @@ gate; the mixer's queries, keys and values come from one projection in groups, a
 module.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import NO_PRODUCT_OF_DECAYS, Family
 
 FAMILY = Family(
     name="qwen3_next",
@@ -17,7 +17,7 @@ FAMILY = Family(
     gated=True,
     conv_inputs=("in_proj_qkvz",),
     max_positions="max_position_embeddings",
-    cannot={"recurrence": "the delta rule corrects its whole state at every token, which is no product of decays"},
+    cannot={"recurrence": NO_PRODUCT_OF_DECAYS},
     required={"use_sliding_window": (False,)},
     understood=frozenset(
         {
