@@ -15,8 +15,10 @@ from segregation.models.entropy_attention import NAME, attend, use_entropy_atten
 from segregation.models.entropy_kernel import attend_on_gpu
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_linear import linear_scan
+from segregation.probes.routes import routes
 from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
+from segregation.prompts.pairs import corrupt_pairs
 from tests.conftest import random_module
 from tests.models.test_entropy_attention import call as attention_call
 from tests.models.test_scans_fast import by_steps, inputs
@@ -104,18 +106,43 @@ def test_rules_act_as_on_the_cpu_in_every_family(
         assert plan == plans[0].hash or scores != on_cpu[name, plans[0].hash]
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-@pytest.mark.parametrize("name", ["tiny-recurrentgemma", "tiny-jamba"])
-def test_a_model_over_two_devices_writes_what_one_writes(name: str) -> None:
+@pytest.fixture(scope="module", params=["tiny-recurrentgemma", "tiny-jamba"])
+def spread(request: pytest.FixtureRequest) -> tuple[sg.HybridModel, sg.HybridModel]:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two CUDA devices")
     pytest.importorskip("accelerate")
-    one = sg.load_model(name, device_map="cuda")
-    two = sg.load_model(name, device_map="auto")
+    return sg.load_model(request.param, device_map="cuda"), sg.load_model(request.param, device_map="auto")
+
+
+def test_a_model_over_two_devices_writes_what_one_writes(spread: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    one, two = spread
     assert {str(parameter.device) for parameter in two.hf_model.parameters()} == {"cuda:0", "cuda:1"}
     assert not [check for check in run_checks(two) if check.failed]
     samples = Grid((128, 300), (0, 100)).samples(one.tokenizer)
     plans = [*PLANS, sg.Plan(sg.ResetState(every=50)), sg.Plan(sg.AblateRecurrent("skip", during=sg.Phase.LAST))]
     first, second = ({r.key: r.tokens for r in sg.generate(m, samples, plans, max_new_tokens=12)} for m in (one, two))
     assert first == second
+
+
+def test_probes_find_over_two_devices_what_they_find_over_one(spread: tuple[sg.HybridModel, sg.HybridModel]) -> None:
+    samples = Grid((128,), (50,)).samples(spread[0].tokenizer)
+    pairs = corrupt_pairs(spread[0].tokenizer, samples)
+    found = []
+    for model in spread:
+        fork, knocked = sg.fork(model, [samples[0]] * 2), model.intervene(sg.KnockOut("needle", "question"))
+        mixed = fork.mixed({"keys": [0, 1], "values": [1, 0], "recurrent": [1, 0], "conv": [0, 1]})
+        (route, *_) = routes(model, pairs, "needle")
+        shares = sg.span_shares(model, samples[0], src="needle", dest="last")
+        found.append(
+            [
+                mixed.logits(torch.tensor([[5], [6]])).flatten().tolist(),
+                knocked.trace(samples[0], trace=False).logits[0, -1].tolist(),
+                list(route.values.values()),
+                [number for share in shares for number in (share.by_norm, share.by_projection)],
+            ]
+        )
+    for one, two in zip(*found, strict=True):
+        assert one == pytest.approx(two, abs=1e-4)
 
 
 @pytest.mark.parametrize("sizes", [(3, 130, 70), (1, 2048, 2560), (2, 31, 33)])

@@ -67,7 +67,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
         first = _first_rows(model.run, len(phases))
         plan_of = _plan_of(compiled.plans, first, len(phases) if model.run.rows is None else None)
-        edits: Mapping[int, TokenEdit] = {}
+        edits: dict[int, TokenEdit] = {}
         mixers: Mapping[int, MixerEdit] = {}
         patched: Mapping[int, Sequence[Patched]] = {}
         if lookups is None or named is None:
@@ -97,6 +97,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
                 read = calls[0].key if one.channel == "keys" else calls[0].value
                 one.check(layer, read[:, :, : -positions.shape[1]])
             if edit:
+                edits[layer] = edit = edit.to(calls[0].query.device)
                 _edit_tokens(model, layer, edit, calls[0])
             if table:
                 ranked = _ranked(model, layer, scores, calls[0], _span(phases, table.edited)) if scores else {}
@@ -172,8 +173,8 @@ def _edit_heads(
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs  # attention has run, and has measured what it was asked to
         for name, score in scores.items():
-            keep.append(keep_top(score(at.start, at.stop), table.top[name][part, rows]).transpose(1, 2))
-        stay = functools.reduce(torch.logical_and, keep).to(z.device)
+            keep.append(keep_top(score(at.start, at.stop), table.top[name][part, rows].to(z.device)).transpose(1, 2))
+        stay = functools.reduce(torch.logical_and, [one.to(z.device) for one in keep])
         edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), stay).flatten(-2)
         projection.inputs = (_put(z, at, edited), *rest), kwargs
     if acting(present, table.bypassed):

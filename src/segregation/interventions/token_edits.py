@@ -1,7 +1,7 @@
 """Rules about tokens bound to the rows of a run: how they edit the pattern of a layer in one forward pass."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Int
@@ -47,6 +47,10 @@ class Part:
     acts: Bool[Tensor, "step row pos head"]
     named: Bool[Tensor, "step row position"]
 
+    def to(self, device: torch.device) -> "Part":
+        """The same on another device."""
+        return replace(self, at=self.at.to(device), acts=self.acts.to(device), named=self.named.to(device))
+
 
 @dataclass(frozen=True, eq=False)
 class TokenEdit:
@@ -65,6 +69,17 @@ class TokenEdit:
     phases: Int[Tensor, "batch pos"]
     lengths: PromptLengths
     totals: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "TokenEdit":
+        """The same on the device of a layer: a model may be spread over several."""
+        if self.positions.device == device:
+            return self
+        return TokenEdit(
+            tuple(part.to(device) for part in self.parts),
+            self.positions.to(device),
+            self.phases.to(device),
+            self.lengths.to(device),
+        )
 
     @property
     def columns(self) -> slice:
@@ -151,7 +166,7 @@ def edits_of_layers(
     phases: Int[Tensor, "batch pos"],
     lengths: PromptLengths,
     present: Sequence[int],
-) -> Mapping[int, TokenEdit]:
+) -> dict[int, TokenEdit]:
     """The edit of every layer in which some rule acts on a position of this forward.
 
     Args:

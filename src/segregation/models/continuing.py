@@ -91,6 +91,10 @@ def _keep_going(block: Any, seen: dict[str, int]) -> None:
     padding = convolution.padding
 
     def before(_block: nn.Module, args: Any, kwargs: Any) -> None:
+        # transformers begins with zeros on the device of the embeddings, wherever this layer is
+        for owner, name in ((block, "conv1d_state"), (block.rg_lru, "recurrent_states")):
+            if (state := getattr(owner, name)) is not None:
+                setattr(owner, name, state.to(convolution.weight.device))
         history["taps"] = block.conv1d_state if seen["tokens"] and kwargs.get("use_cache") else None
 
     def read(_convolution: nn.Module, args: tuple[Tensor]) -> tuple[Tensor] | None:

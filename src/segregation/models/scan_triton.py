@@ -141,11 +141,12 @@ def _options(
 
 def _launch(kernel: Any, given: tuple[Any, ...], resets: PositionMask | None, initial: Tensor | None) -> None:
     batch, _, width = given[0].shape
-    kernel[batch, -(-width // COLUMNS)](
-        *given,
-        HAS_RESETS=resets is not None,
-        HAS_INITIAL=initial is not None,
-        TOKENS=TOKENS,
-        COLUMNS=COLUMNS,
-        num_warps=1,
-    )
+    with torch.cuda.device(given[0].device):
+        kernel[batch, -(-width // COLUMNS)](
+            *given,
+            HAS_RESETS=resets is not None,
+            HAS_INITIAL=initial is not None,
+            TOKENS=TOKENS,
+            COLUMNS=COLUMNS,
+            num_warps=1,
+        )

@@ -214,6 +214,6 @@ def _changes(runs: Fork, channels: Sequence[Channel]) -> dict[str, float]:
     found: dict[str, float] = {}
     for channel in channels:
         both = [runs.remembered(layer, channel, [0, 1]) for layer in layers_with(runs.model, channel)]
-        gaps = [(own[0].float() - own[1].float()).abs().max() for own in both if own is not None]
-        found[f"change/{channel[0]}"] = float(torch.stack(gaps).max())
+        gaps = [float((own[0].float() - own[1].float()).abs().max()) for own in both if own is not None]
+        found[f"change/{channel[0]}"] = max(gaps)
     return found

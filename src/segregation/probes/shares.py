@@ -77,9 +77,9 @@ def span_shares(
     before = sources.cumsum(0)[dests] / (torch.tensor(dests, device=model.device) + 1)
 
     def share(layer: int, recurrence: Recurrence) -> Share:
-        norms = contribution_norms(recurrence, dests, max_bytes=max_bytes)
-        projection = projection_share(recurrence, sources[None])[0, dests]
-        by_norm, by_projection = norm_share(norms, sources).mean(), projection.mean()
+        norms, own = contribution_norms(recurrence, dests, max_bytes=max_bytes), sources.to(recurrence.write.device)
+        projection = projection_share(recurrence, own[None])[0, dests]
+        by_norm, by_projection = norm_share(norms, own).mean(), projection.mean()
         return Share(layer, float(by_norm), float(by_projection), float(before.mean()), len(dests))
 
     return list(see_recurrences(model, sample, share, new_tokens=new_tokens, layers=layers).values())

@@ -65,7 +65,7 @@ class Fork:
         Keys and values are aligned at their right end, as those of a left-padded batch.
         """
         own = read_channel(self.model, self.memory.cache, layer, channel, self.memory.held)
-        return None if own is None else own[self._index(rows)]
+        return None if own is None else own[list(rows)]
 
     def mixed(self, rows: Mapping[Channel, Sequence[int]]) -> "Fork":
         """A fork whose i-th row has each channel of its memory from a row of its own: ``rows[channel][i]``.
