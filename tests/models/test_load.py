@@ -172,6 +172,28 @@ def test_a_known_field_with_another_meaning_is_refused():
         family_of(config)
 
 
+@pytest.mark.parametrize(
+    ("family", "name", "value", "twin"),
+    [
+        ("lfm2", "theta", 5e5, r"rope_parameters\.rope_theta=1000000\.0"),
+        ("nemotron_h", "attention_head_dim", 128, "head_dim=8"),
+        ("mamba2", "d_model", 768, "hidden_size=32"),
+    ],
+)
+def test_another_name_of_a_field_must_say_the_same(family: str, name: str, value: float, twin: str):
+    with pytest.raises(FamilyError, match=rf"{name}={value} beside {twin} .*say the same in both"):
+        family_of(tiny_config(family, **{name: value}))
+
+
+def test_fields_of_published_models_are_understood():
+    config = tiny_config("lfm2")
+    same = config.rope_parameters["rope_theta"]
+    assert family_of(tiny_config("lfm2", theta=same, use_pos_enc=True)).name == "lfm2"
+    assert family_of(tiny_config("zamba2", gated_linear_unit=True, use_shared_mlp_adapter=True)).name == "zamba2"
+    with pytest.raises(FamilyError, match=r"gated_linear_unit=False is not handled .*understood: True"):
+        family_of(tiny_config("zamba2", gated_linear_unit=False))
+
+
 def test_public_names():
     assert segregation.load_model is load_model
 

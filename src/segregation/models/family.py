@@ -89,6 +89,8 @@ class Family:
         understood: config fields, beside the common ones, whose every value is handled or does not change the maths of
             a forward pass.
         required: config fields that are understood for these values only.
+        same: config fields of published models that transformers does not read, and the field that it reads instead
+            (one inside another as ``outer.inner``); the two must agree.
     """
 
     name: str
@@ -114,6 +116,7 @@ class Family:
     cannot: Mapping[Ability, str] = field(default_factory=dict)
     understood: frozenset[str] = frozenset()
     required: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    same: Mapping[str, str] = field(default_factory=dict)
 
 
 @functools.cache
@@ -147,6 +150,13 @@ def family_of(config: "PretrainedConfig") -> Family:
         value = getattr(config, name, allowed[0])
         if value not in allowed:
             raise FamilyError(f"{where.format(f'{name}={value!r}')}; understood: {', '.join(map(repr, allowed))}")
+    for name, twin in family.same.items():
+        value, read = getattr(config, name, None), _read(config, twin)
+        if value is not None and value != read:
+            raise FamilyError(
+                f"{where.format(f'{name}={value!r} beside {twin}={read!r}')}: transformers reads {twin} alone, so the "
+                "model would not be the one that was published; let config.json say the same in both"
+            )
     for kind in _rope_types(config) & _LENGTH_BOUND_ROPE:
         raise FamilyError(
             f"{where.format(f'rope_parameters with rope_type={kind!r}')}: it turns positions by the longest row of a "
@@ -182,6 +192,11 @@ def layer_types_of(config: "PretrainedConfig") -> tuple[LayerType, ...]:
     return tuple(_LAYER_TYPES[name] for name in names)
 
 
+def _read(config: "PretrainedConfig", name: str) -> Any:
+    outer, _, inner = name.partition(".")
+    return (getattr(config, outer, None) or {}).get(inner) if inner else getattr(config, outer, None)
+
+
 def _rope_types(config: "PretrainedConfig") -> set[str]:
     """The kinds of rotary positions that a config asks for: one, or one for each type of layer."""
     given = getattr(config, "rope_parameters", None) or {}
@@ -195,7 +210,7 @@ def _unknown_fields(config: "PretrainedConfig", family: Family) -> dict[str, Any
 
     common = set(PretrainedConfig().to_dict()) | {"auto_map", "transformers_version", "_name_or_path", "torch_dtype"}
     default = type(config)().to_dict()
-    understood = COMMON_FIELDS | family.understood | set(family.required) | common
+    understood = COMMON_FIELDS | family.understood | set(family.required) | set(family.same) | common
     for ours, theirs in config.attribute_map.items():  # two names of one field
         understood |= {ours, theirs} if {ours, theirs} & understood else set()
     return {

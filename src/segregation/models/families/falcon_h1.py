@@ -25,6 +25,7 @@ FAMILY = Family(
             *("mamba_rms_norm", "projectors_bias", "lm_head_multiplier", "embedding_multiplier", "mlp_multipliers"),
             *("key_multiplier", "attention_out_multiplier", "attention_in_multiplier", "ssm_multipliers"),
             *("ssm_in_multiplier", "ssm_out_multiplier", "mlp_expansion_factor", "mamba_use_mlp"),
+            *("time_step_floor", "time_step_min", "time_step_max", "time_step_rank"),
         }
     ),
     required={"time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},

@@ -23,4 +23,5 @@ FAMILY = Family(
         }
     ),
     required={"sliding_window": (None,), "mamba_inner_layernorms": (True,)},
+    same={"n_ctx": "max_position_embeddings"},
 )

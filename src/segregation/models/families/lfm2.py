@@ -27,4 +27,5 @@ FAMILY = Family(
             *("conv_dim_out", "conv_use_xavier_init", "use_pos_enc", "num_heads"),
         }
     ),
+    same={"theta": "rope_parameters.rope_theta"},
 )

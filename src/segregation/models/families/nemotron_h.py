@@ -26,8 +26,13 @@ FAMILY = Family(
             *("moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob"),
             *("num_nextn_predict_layers", "mtp_layers_block_type", "use_bias", "layer_norm_epsilon"),
             *("residual_in_fp32", "hidden_dropout", "rescale_prenorm_residual", "hybrid_override_pattern"),
-            "mtp_hybrid_override_pattern",
+            *("mtp_hybrid_override_pattern", "time_step_rank"),
         }
     ),
     required={"sliding_window": (None,)},
+    same={
+        "norm_eps": "layer_norm_epsilon",
+        "attention_head_dim": "head_dim",
+        "num_query_groups": "num_key_value_heads",
+    },
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
             *("linear_conv_kernel_dim", "linear_allow_neg_eigval"),
         }
     ),
+    required={"linear_use_gate": (True,)},
 )

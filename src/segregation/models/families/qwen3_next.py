@@ -24,6 +24,7 @@ FAMILY = Family(
             *("linear_conv_kernel_dim", "linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads"),
             *("linear_num_value_heads", "decoder_sparse_step", "moe_intermediate_size", "num_experts"),
             *("shared_expert_intermediate_size", "norm_topk_prob", "mlp_only_layers", "full_attention_interval"),
+            *("mtp_num_hidden_layers", "max_window_layers"),
         }
     ),
 )

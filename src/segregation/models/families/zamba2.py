@@ -28,4 +28,6 @@ FAMILY = Family(
             *("num_query_groups", "mamba_headdim"),
         }
     ),
+    required={"gated_linear_unit": (True,), "use_shared_mlp_adapter": (True,), "sliding_window": (None,)},
+    same={"ffn_hidden_size": "intermediate_size", "state_size": "mamba_d_state", "lora_rank": "adapter_rank"},
 )
