@@ -194,6 +194,11 @@ def test_fields_of_published_models_are_understood():
         family_of(tiny_config("zamba2", gated_linear_unit=False))
 
 
+def test_outputs_without_names_are_refused():
+    with pytest.raises(FamilyError, match=r"return_dict=False is not handled .*leave it out of config\.json"):
+        family_of(tiny_config("jamba", return_dict=False))
+
+
 def test_public_names():
     assert segregation.load_model is load_model
 

@@ -53,6 +53,8 @@ def test_devices_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
         placement.check_device_map("cuda:1")
     with pytest.raises(ModelError, match=r"device_map is a device .*one of auto, .*got 'gpu'"):
         placement.check_device_map("gpu")
+    with pytest.raises(ModelError, match=r"device_map asks for the device meta, which holds no weights"):
+        load_model("tiny-jamba", device_map="meta")
 
 
 def test_accelerate_is_asked_for(monkeypatch: pytest.MonkeyPatch):

@@ -150,6 +150,8 @@ def family_of(config: "PretrainedConfig") -> Family:
         value = getattr(config, name, allowed[0])
         if value not in allowed:
             raise FamilyError(f"{where.format(f'{name}={value!r}')}; understood: {', '.join(map(repr, allowed))}")
+    if not getattr(config, "return_dict", True):
+        raise FamilyError(f"{where.format('return_dict=False')}: outputs are read by name; leave it out of config.json")
     for name, twin in family.same.items():
         value, read = getattr(config, name, None), _read(config, twin)
         if value is not None and value != read:

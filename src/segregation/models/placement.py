@@ -41,7 +41,7 @@ def check_device_map(device_map: DeviceMap) -> None:
     """Refuse a placement that this machine does not have, or that a hybrid cannot run under.
 
     Raises:
-        ModelError: accelerate is missing, a GPU that is not there, or weights that are to lie on the disk, or on the
+        ModelError: accelerate is missing, a GPU that is not there, the device meta, or weights that are to lie on the disk, or on the
             CPU of a model that is on a GPU.
 
     >>> check_device_map("cpu")
@@ -55,6 +55,8 @@ def check_device_map(device_map: DeviceMap) -> None:
                 'use device_map="auto" for what is there, or "cpu"'
             )
     _check_no_offload(device_map.values() if isinstance(device_map, Mapping) else [device_map])
+    if any(device.type == "meta" for device in _devices(device_map)):
+        raise ModelError("device_map asks for the device meta, which holds no weights; name one that does")
 
 
 def runs_on(device_map: DeviceMap) -> str:
