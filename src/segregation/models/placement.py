@@ -41,8 +41,8 @@ def check_device_map(device_map: DeviceMap) -> None:
     """Refuse a placement that this machine does not have, or that a hybrid cannot run under.
 
     Raises:
-        ModelError: accelerate is missing, a GPU that is not there, the device meta, or weights that are to lie on the disk, or on the
-            CPU of a model that is on a GPU.
+        ModelError: accelerate is missing, a GPU that is not there, the device meta, or weights that are to lie on the
+            disk, or on the CPU of a model that is on a GPU.
 
     >>> check_device_map("cpu")
     """
