@@ -59,7 +59,7 @@ CPU = (
     Entry("scans", 150, ("--rounds", "3"), "lines"),
     Entry(
         "entropy",
-        150,
+        240,
         (*("--models", "tiny-recurrentgemma", "tiny-jamba"), *("--tokens", "1024", "4096"), *("--rounds", "3")),
         "lines",
     ),
