@@ -122,6 +122,9 @@ def test_a_model_over_two_devices_writes_what_one_writes(spread: tuple[sg.Hybrid
     plans = [*PLANS, sg.Plan(sg.ResetState(every=50)), sg.Plan(sg.AblateRecurrent("skip", during=sg.Phase.LAST))]
     first, second = ({r.key: r.tokens for r in sg.generate(m, samples, plans, max_new_tokens=12)} for m in (one, two))
     assert first == second
+    stacked = [m.intervene(PLANS[4]).intervene(PLANS[5]).intervene(PLANS[8]) for m in spread]
+    first, second = ({r.key: r.tokens for r in sg.generate(m, samples, max_new_tokens=6)} for m in stacked)
+    assert first == second
 
 
 def test_probes_find_over_two_devices_what_they_find_over_one(spread: tuple[sg.HybridModel, sg.HybridModel]) -> None:

@@ -67,7 +67,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         present = phases.flatten().bincount(minlength=PHASES + 1).tolist()
         first = _first_rows(model.run, len(phases))
         plan_of = _plan_of(compiled.plans, first, len(phases) if model.run.rows is None else None)
-        edits: dict[int, TokenEdit] = {}
+        edits: Mapping[int, TokenEdit] = {}
         mixers: Mapping[int, MixerEdit] = {}
         patched: Mapping[int, Sequence[Patched]] = {}
         if lookups is None or named is None:
@@ -80,7 +80,9 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
             mixers = mixer_edits(compiled.recurrent, named, plan_of, first, positions, phases, lengths, present)
             model.run.mixers[block] = mixers
         if compiled.tokens:
-            edits = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
+            made = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
+            # moved before any layer runs: blocks that stack read one another's edits, and find them by identity
+            edits = {layer: edit.to(_device(model, layer)) for layer, edit in made.items()}
             model.run.edits[block] = edits
         for layer, part in model.in_order(compiled.layers):
             channels = ATTENTION_CHANNELS if part == "attention" else RECURRENT_CHANNELS
@@ -97,11 +99,15 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
                 read = calls[0].key if one.channel == "keys" else calls[0].value
                 one.check(layer, read[:, :, : -positions.shape[1]])
             if edit:
-                edits[layer] = edit = edit.to(calls[0].query.device)
                 _edit_tokens(model, layer, edit, calls[0])
             if table:
                 ranked = _ranked(model, layer, scores, calls[0], _span(phases, table.edited)) if scores else {}
                 _edit_heads(model, layer, table, phases, present, plan_of[:, None], ranked)
+
+
+def _device(model: HybridModel, layer: int) -> torch.device:
+    """Where a layer's attention runs, which differs between layers of a model over several GPUs."""
+    return next(model.out_proj(layer)._module.parameters()).device
 
 
 def _prompt_lengths(lengths: Int[Tensor, " prompt"] | None, positions: Positions) -> PromptLengths:

@@ -215,5 +215,5 @@ def _changes(runs: Fork, channels: Sequence[Channel]) -> dict[str, float]:
     for channel in channels:
         both = [runs.remembered(layer, channel, [0, 1]) for layer in layers_with(runs.model, channel)]
         gaps = [float((own[0].float() - own[1].float()).abs().max()) for own in both if own is not None]
-        found[f"change/{channel[0]}"] = max(gaps)
+        found[f"change/{channel[0]}"] = float(torch.tensor(gaps).max())  # NaN is kept
     return found
