@@ -188,9 +188,10 @@ class Prefills:
     def _pieces(self, readings: Sequence[Reading], plan: Plan) -> list[Piece]:
         """How these are read piece by piece; nothing where they are better read side by side, or have to be.
 
-        On a GPU they always are, as 8 to 1,024 tokens take about equally long there. For a haystack with a needle at 11 depths, in a
-        RecurrentGemma-2B on an H200, a batch was 2.8 (1,024 tokens) and 1.2 times (4,096) as fast as one by one, and
-        pieces 0.5 and 0.8 times. At 16,384 pieces were 1.6 times as fast and a batch was not tried: an open question.
+        On a GPU they always are, as 8 to 1,024 tokens take about equally long there. For a haystack with a needle at 11
+        depths, in a RecurrentGemma-2B on an H200, a batch was 2.8 (1,024 tokens) and 1.2 times (4,096) as fast as one
+        by one, and pieces 0.5 and 0.8 times. At 16,384 pieces were 1.6 times as fast and a batch was not tried: an open
+        question.
         """
         prompts = [reading.prompt[:-1] for reading in readings]
         if len(prompts) == 1 or self._watch is not None or self._model.carried:
