@@ -190,6 +190,15 @@ def test_fields_of_published_models_are_understood():
     same = config.rope_parameters["rope_theta"]
     assert family_of(tiny_config("lfm2", theta=same, use_pos_enc=True)).name == "lfm2"
     assert family_of(tiny_config("zamba2", gated_linear_unit=True, use_shared_mlp_adapter=True)).name == "zamba2"
+    assert family_of(tiny_config("mamba2", ssm_cfg={"layer": "Mamba2"})).name == "mamba2"
+    for family, name, value in (
+        ("lfm2", "use_pos_enc", False),
+        ("mamba2", "ssm_cfg", {"layer": "Mamba1"}),
+        ("mamba2", "rms_norm", False),
+        ("nemotron_h", "time_step_limit", (0.0, 0.1)),
+    ):
+        with pytest.raises(FamilyError, match=rf"{name}=.* is not handled .*understood: "):
+            family_of(tiny_config(family, **{name: value}))
     with pytest.raises(FamilyError, match=r"gated_linear_unit=False is not handled .*understood: True"):
         family_of(tiny_config("zamba2", gated_linear_unit=False))
 

@@ -80,3 +80,16 @@ def test_what_a_model_needs_is_found_once(model, monkeypatch) -> None:
     needs(model)
     monkeypatch.setattr(fitting, "remembered", lambda *_: pytest.fail("measured again"))
     assert needs(model).window == model.window
+
+
+def test_over_several_gpus_reading_has_the_fullest_one_and_rows_are_spread(model, length, monkeypatch) -> None:
+    found = needs(model)
+    free = {0: found.reading * length + 4 * found.of_row(length), 1: 10**12}
+    monkeypatch.setattr(fitting, "_gpus", lambda _: list(free))
+    monkeypatch.setattr(fitting.torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 10**13))
+    for held in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(fitting.torch.cuda, held, lambda _gpu: 0)
+    assert fitting.free_bytes(model) == free[0]
+    assert fitting_batch_size(model, length, 8) == 8  # each GPU remembers half of a row
+    with pytest.raises(ModelError, match=r"batch_size=9 rows .* use batch_size=8 or less"):
+        fitting_batch_size(model, length, 9)

@@ -151,7 +151,10 @@ def family_of(config: "PretrainedConfig") -> Family:
         if value not in allowed:
             raise FamilyError(f"{where.format(f'{name}={value!r}')}; understood: {', '.join(map(repr, allowed))}")
     if not getattr(config, "return_dict", True):
-        raise FamilyError(f"{where.format('return_dict=False')}: outputs are read by name; leave it out of config.json")
+        raise FamilyError(
+            f"{where.format(f'return_dict={config.return_dict!r}')}: outputs are read by name; leave it out of "
+            "config.json"
+        )
     for name, twin in family.same.items():
         value, read = getattr(config, name, None), _read(config, twin)
         if value is not None and value != read:

@@ -54,9 +54,9 @@ def check_device_map(device_map: DeviceMap) -> None:
                 f"device_map asks for {device}, but this machine has {torch.cuda.device_count()} CUDA devices; "
                 'use device_map="auto" for what is there, or "cpu"'
             )
-    _check_no_offload(device_map.values() if isinstance(device_map, Mapping) else [device_map])
     if any(device.type == "meta" for device in _devices(device_map)):
         raise ModelError("device_map asks for the device meta, which holds no weights; name one that does")
+    _check_no_offload(device_map.values() if isinstance(device_map, Mapping) else [device_map])
 
 
 def runs_on(device_map: DeviceMap) -> str:

@@ -74,14 +74,23 @@ def needs(model: HybridModel) -> Needs:
 
 
 def free_bytes(model: HybridModel) -> int | None:
-    """Memory that is left for a model: what is free on its GPUs, or all that the machine has; ``None`` if unknown."""
-    devices = {parameter.device for parameter in model.hf_model.parameters()}
-    if gpus := [device for device in devices if device.type == "cuda"]:
-        held = sum(torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) for gpu in gpus)
-        return held + sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus)
+    """Memory that is left for a model where there is least, since each GPU reads its layers by itself.
+
+    What is free on one of its GPUs, or all that the machine has; ``None`` if unknown.
+    """
+    if gpus := _gpus(model):
+        return min(
+            torch.cuda.memory_reserved(gpu) - torch.cuda.memory_allocated(gpu) + torch.cuda.mem_get_info(gpu)[0]
+            for gpu in gpus
+        )
     if not hasattr(os, "sysconf"):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _gpus(model: HybridModel) -> list[torch.device]:
+    devices = {parameter.device for parameter in model.hf_model.parameters()}
+    return [device for device in devices if device.type == "cuda"]
 
 
 def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) -> int | None:
@@ -99,7 +108,8 @@ def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) 
     if free is None:
         return batch_size
     found = needs(model)
-    row, reading = found.of_row(tokens), found.reading * tokens
+    # what is remembered lies with its layers, which are spread evenly
+    row, reading = found.of_row(tokens) // max(1, len(_gpus(model))), found.reading * tokens
     fit = max(0, free - reading) // max(1, row)
     if fit < 1:
         least = (free - found.row) // (found.reading + found.token)

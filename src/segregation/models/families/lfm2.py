@@ -22,10 +22,15 @@ FAMILY = Family(
     understood=frozenset(
         {
             *("norm_eps", "conv_bias", "conv_L_cache", "block_multiple_of", "block_ffn_dim_multiplier"),
-            *("block_auto_adjust_ff_dim", "full_attn_idxs", "block_dim", "block_ff_dim", "block_mlp_init_scale"),
-            *("block_norm_eps", "block_out_init_scale", "block_use_swiglu", "block_use_xavier_init", "conv_dim"),
-            *("conv_dim_out", "conv_use_xavier_init", "use_pos_enc", "num_heads"),
+            *("block_auto_adjust_ff_dim", "full_attn_idxs", "block_ff_dim", "block_mlp_init_scale"),
+            *("block_out_init_scale", "block_use_xavier_init", "conv_use_xavier_init"),
         }
     ),
-    same={"theta": "rope_parameters.rope_theta"},
+    required={"use_pos_enc": (True,), "block_use_swiglu": (True,)},
+    same={
+        "theta": "rope_parameters.rope_theta",
+        "block_norm_eps": "norm_eps",
+        **dict.fromkeys(("block_dim", "conv_dim", "conv_dim_out"), "hidden_size"),
+        "num_heads": "num_attention_heads",
+    },
 )

@@ -20,8 +20,8 @@ FAMILY = Family(
     understood=frozenset(
         {
             *("mlp_hidden_act", "ssm_state_size", "mamba_num_heads", "mamba_head_dim", "mamba_hidden_act", "n_groups"),
-            *("conv_kernel", "expand", "time_step_min", "time_step_max", "time_step_limit", "time_step_floor"),
-            *("use_conv_bias", "chunk_size", "mamba_proj_bias", "mamba_ssm_cache_dtype", "n_routed_experts"),
+            *("conv_kernel", "expand", "time_step_min", "time_step_max", "time_step_floor"),
+            *("use_conv_bias", "chunk_size", "mamba_ssm_cache_dtype", "n_routed_experts"),
             *("n_shared_experts", "moe_intermediate_size", "moe_shared_expert_intermediate_size", "moe_latent_size"),
             *("moe_shared_expert_overlap", "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob"),
             *("num_nextn_predict_layers", "mtp_layers_block_type", "use_bias", "layer_norm_epsilon"),
@@ -29,9 +29,10 @@ FAMILY = Family(
             *("mtp_hybrid_override_pattern", "time_step_rank"),
         }
     ),
-    required={"sliding_window": (None,)},
+    required={"sliding_window": (None,), "time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
     same={
         "norm_eps": "layer_norm_epsilon",
+        "mamba_proj_bias": "use_bias",
         "attention_head_dim": "head_dim",
         "num_query_groups": "num_key_value_heads",
     },
