@@ -1,5 +1,7 @@
 """What does not fit is refused before anything runs, and what is read together is what fits."""
 
+from weakref import WeakKeyDictionary
+
 import pytest
 
 from segregation.errors import ModelError
@@ -86,6 +88,7 @@ def test_over_several_gpus_reading_has_the_fullest_one_and_rows_are_spread(model
     found = needs(model)
     free = {0: found.reading * length + 4 * found.of_row(length), 1: 10**12}
     monkeypatch.setattr(fitting, "_gpus", lambda _: list(free))
+    monkeypatch.setattr(fitting, "_NEEDS", WeakKeyDictionary())
     monkeypatch.setattr(fitting.torch.cuda, "mem_get_info", lambda gpu: (free[gpu], 10**13))
     for held in ("memory_reserved", "memory_allocated"):
         monkeypatch.setattr(fitting.torch.cuda, held, lambda _gpu: 0)

@@ -55,6 +55,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
     named: list[Tensor | None] | None = None
     own: list[TokenSpans | None] = []
     block = object()
+    devices = {layer: _device(model, layer) for group in compiled.tokens for layer in group.acts}
     for _ in tracer.iter[:]:
         try:
             args, kwargs = forward.inputs
@@ -82,7 +83,7 @@ def _follow(tracer: InterleavingTracer, model: HybridModel, compiled: Compiled) 
         if compiled.tokens:
             made = edits_of_layers(compiled.tokens, lookups, plan_of, first, positions, phases, lengths, present)
             # moved before any layer runs: blocks that stack read one another's edits, and find them by identity
-            edits = {layer: edit.to(_device(model, layer)) for layer, edit in made.items()}
+            edits = {layer: edit.to(devices[layer]) for layer, edit in made.items()}
             model.run.edits[block] = edits
         for layer, part in model.in_order(compiled.layers):
             channels = ATTENTION_CHANNELS if part == "attention" else RECURRENT_CHANNELS
@@ -175,12 +176,12 @@ def _edit_heads(
     if acting(present, table.edited):
         at = _span(phases, table.edited)
         part = phases[:, at]
-        keep = [table.heads[part, rows]] if acting(present, table.named) else []
         projection = model.out_proj(layer)
         (z, *rest), kwargs = projection.inputs  # attention has run, and has measured what it was asked to
+        keep = [table.heads[part, rows].to(z.device)] if acting(present, table.named) else []
         for name, score in scores.items():
             keep.append(keep_top(score(at.start, at.stop), table.top[name][part, rows].to(z.device)).transpose(1, 2))
-        stay = functools.reduce(torch.logical_and, [one.to(z.device) for one in keep])
+        stay = functools.reduce(torch.logical_and, keep)
         edited = ablate(z[:, at].unflatten(-1, (model.n_heads, -1)), stay).flatten(-2)
         projection.inputs = (_put(z, at, edited), *rest), kwargs
     if acting(present, table.bypassed):

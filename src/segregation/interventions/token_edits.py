@@ -1,6 +1,6 @@
 """Rules about tokens bound to the rows of a run: how they edit the pattern of a layer in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -166,7 +166,7 @@ def edits_of_layers(
     phases: Int[Tensor, "batch pos"],
     lengths: PromptLengths,
     present: Sequence[int],
-) -> dict[int, TokenEdit]:
+) -> Mapping[int, TokenEdit]:
     """The edit of every layer in which some rule acts on a position of this forward.
 
     Args:

@@ -40,6 +40,9 @@ _LAYER_TYPES: Mapping[str, LayerType] = {
 NO_PRODUCT_OF_DECAYS = "the delta rule corrects its whole state at every token, which is no product of decays"
 """Why a delta rule is no linear recurrence of ``models.recurrence``."""
 
+UNCLAMPED = ((0.0, float("inf")), [0.0, float("inf")])
+"""``time_step_limit`` that clamps no step dt; JSON gives a list."""
+
 COMMON_FIELDS = frozenset(
     {
         *("vocab_size", "tie_word_embeddings", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),

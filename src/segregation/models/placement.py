@@ -49,13 +49,13 @@ def check_device_map(device_map: DeviceMap) -> None:
     if importlib.util.find_spec("accelerate") is None:
         raise ModelError("placing a model needs the package accelerate: pip install accelerate")
     for device in _devices(device_map):
+        if device.type == "meta":
+            raise ModelError("device_map asks for the device meta, which holds no weights; name one that does")
         if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
             raise ModelError(
                 f"device_map asks for {device}, but this machine has {torch.cuda.device_count()} CUDA devices; "
                 'use device_map="auto" for what is there, or "cpu"'
             )
-    if any(device.type == "meta" for device in _devices(device_map)):
-        raise ModelError("device_map asks for the device meta, which holds no weights; name one that does")
     _check_no_offload(device_map.values() if isinstance(device_map, Mapping) else [device_map])
 
 

@@ -29,7 +29,7 @@ SPARE = 0.5
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that a loaded model takes beside its weights.
+    """Bytes that a loaded model takes beside its weights; on each GPU, where it is spread over several.
 
     Attributes:
         row: the states of a row, which do not grow.
@@ -69,7 +69,8 @@ def needs(model: HybridModel) -> Needs:
         widths = [part.out_features for part in module.modules() if isinstance(part, nn.Linear) and part is not head]
         reading = (WIDEST * max(widths, default=model.d_model) + RESIDUAL * model.d_model) * size
         scores = model.n_heads * (SCORE_COPIES * QUERY_CHUNK + model.d_head) * 4
-        _NEEDS[module] = Needs(2 * one - two, two - one, reading + scores, model.window)
+        shares = max(1, len(_gpus(model)))  # what is remembered lies with its layers, which are spread evenly
+        _NEEDS[module] = Needs((2 * one - two) // shares, (two - one) // shares, reading + scores, model.window)
     return _NEEDS[module]
 
 
@@ -108,8 +109,7 @@ def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) 
     if free is None:
         return batch_size
     found = needs(model)
-    # what is remembered lies with its layers, which are spread evenly
-    row, reading = found.of_row(tokens) // max(1, len(_gpus(model))), found.reading * tokens
+    row, reading = found.of_row(tokens), found.reading * tokens
     fit = max(0, free - reading) // max(1, row)
     if fit < 1:
         least = (free - found.row) // (found.reading + found.token)

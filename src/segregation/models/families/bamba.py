@@ -5,7 +5,7 @@ from zero; layers return tuples; ``mamba.norm`` takes the scan's output before i
 as a module.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import UNCLAMPED, Family
 
 FAMILY = Family(
     name="bamba",
@@ -24,6 +24,6 @@ FAMILY = Family(
     ),
     required={
         "attn_rotary_emb": (64,),
-        "time_step_limit": ((0.0, float("inf")), [0.0, float("inf")]),
+        "time_step_limit": UNCLAMPED,
     },
 )

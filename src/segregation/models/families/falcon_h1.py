@@ -6,7 +6,7 @@ the logits, and the output of the scan's input projection is multiplied before i
 without ``mamba_rms_norm`` the gate is applied inside the step of one token and after the scan of several.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import UNCLAMPED, Family
 
 FAMILY = Family(
     name="falcon_h1",
@@ -28,5 +28,5 @@ FAMILY = Family(
             *("time_step_floor", "time_step_min", "time_step_max", "time_step_rank"),
         }
     ),
-    required={"time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
+    required={"time_step_limit": UNCLAMPED},
 )

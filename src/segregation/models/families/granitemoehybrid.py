@@ -5,7 +5,7 @@ fixed multipliers stand outside the modules, so ``lm_head.output`` is ``logits_s
 is scaled by ``attention_multiplier``, and has rotary positions or none.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import UNCLAMPED, Family
 
 FAMILY = Family(
     name="granitemoehybrid",
@@ -23,5 +23,5 @@ FAMILY = Family(
             *("mamba_conv_bias", "mamba_proj_bias", "normalization_function", "init_method"),
         }
     ),
-    required={"time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
+    required={"time_step_limit": UNCLAMPED},
 )

@@ -4,7 +4,7 @@ What is particular: as Mamba, the layers are ``backbone.layers``, the cache is `
 positions.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import UNCLAMPED, Family
 
 FAMILY = Family(
     name="mamba2",
@@ -25,7 +25,7 @@ FAMILY = Family(
         }
     ),
     required={
-        "time_step_limit": ((0.0, float("inf")), [0.0, float("inf")]),
+        "time_step_limit": UNCLAMPED,
         "rms_norm": (True,),
         "ssm_cfg": (None, {}, {"layer": "Mamba2"}),
     },

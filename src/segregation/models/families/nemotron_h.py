@@ -6,7 +6,7 @@ is, so that prefill and decoding are two functions before any ablation; heads of
 are not loaded.
 """
 
-from segregation.models.family import Family
+from segregation.models.family import UNCLAMPED, Family
 
 FAMILY = Family(
     name="nemotron_h",
@@ -29,7 +29,7 @@ FAMILY = Family(
             *("mtp_hybrid_override_pattern", "time_step_rank"),
         }
     ),
-    required={"sliding_window": (None,), "time_step_limit": ((0.0, float("inf")), [0.0, float("inf")])},
+    required={"sliding_window": (None,), "time_step_limit": UNCLAMPED},
     same={
         "norm_eps": "layer_norm_epsilon",
         "mamba_proj_bias": "use_bias",
