@@ -24,8 +24,8 @@ from transformers.models.recurrent_gemma.modeling_recurrent_gemma import Recurre
 
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_choice import use_scans
-from segregation.models.scan_linear import linear_scan
-from segregation.models.scan_mamba import selective_scan_in_blocks
+from segregation.models.scan_linear import linear_scan, scan_in_two_levels
+from segregation.models.scan_mamba import fast_selective_scan, selective_scan_in_blocks
 from segregation.models.scans import rg_lru_scan, selective_scan
 from segregation.models.source import WEIGHTS
 
@@ -78,6 +78,8 @@ def rg_lru(rows: int, width: int, tokens: int, device: str) -> tuple[Forms, Tens
         "audit": lambda: rg_lru_scan(x, a, reset, state)[0],
         "fast": lambda: linear_scan(a, x, reset[..., 0], state),
     }
+    if device == "cpu":
+        forms["fast, without numba"] = lambda: scan_in_two_levels(a, x, reset[..., 0], state)
     return forms, own(None, x.double(), a.double(), reset, state.double(), acc_dtype=torch.float64)[0]
 
 
@@ -92,8 +94,10 @@ def mamba(rows: int, width: int, tokens: int, device: str) -> tuple[Forms, Tenso
     forms: dict[str, Callable[[], Any]] = {
         "transformers": lambda: own(x, dt, rate, keys, reads, **options),
         "audit": lambda: selective_scan(x, dt, rate, keys, reads, **options),
-        "fast": lambda: selective_scan_in_blocks(x, dt, rate, keys, reads, **options),
+        "fast": lambda: fast_selective_scan(x, dt, rate, keys, reads, **options),
     }
+    if device == "cpu":
+        forms["fast, without numba"] = lambda: selective_scan_in_blocks(x, dt, rate, keys, reads, **options)
     return forms, _mamba_in_fp64(x, dt, rate, keys, reads, skip, z, bias)
 
 

@@ -6,19 +6,28 @@ import inspect
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 from transformers.models.jamba import modeling_jamba
 
 from segregation.errors import ModelError
-from segregation.models import scan_choice, scan_linear, scan_mamba
+from segregation.models import scan_choice, scan_compiled, scan_linear, scan_mamba
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_choice import reference_on_cpu, use_scans
-from segregation.models.scan_linear import linear_scan
-from segregation.models.scan_mamba import selective_scan_in_blocks
+from segregation.models.scan_linear import linear_scan, scan_in_two_levels
+from segregation.models.scan_mamba import fast_selective_scan, selective_scan_in_blocks
 from segregation.models.scans import selective_scan
 from tests.conftest import random_module
 
 SIZES = [(1, 256, 700), (2, 33, 41), (1, 2, 3), (3, 700, 50), (1, 5, 1)]
+
+
+@pytest.fixture(params=["compiled", "in PyTorch"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Both forms that the fast scans take on a CPU."""
+    if request.param == "in PyTorch":
+        monkeypatch.setattr(scan_compiled, "numba", None)
+    return request.param
 
 
 def by_steps(a: Tensor, x: Tensor, resets: Tensor | None, initial: Tensor | None) -> Tensor:
@@ -45,6 +54,7 @@ def inputs(batch: int, width: int, length: int) -> tuple[Tensor, Tensor, Tensor,
 def test_linear_scan_is_as_near_to_fp64_as_transformers(
     batch: int, width: int, length: int, wide: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In two levels, which have the sizes, and compiled."""
     monkeypatch.setattr(scan_linear, "WIDE", wide)
     monkeypatch.setattr(scan_linear, "BLOCK", block * (1 if block > 64 else batch * width))
     a, x, resets, start = inputs(batch, width, length)
@@ -53,10 +63,12 @@ def test_linear_scan_is_as_near_to_fp64_as_transformers(
         exact = by_steps(a.double(), x.double(), some, initial)
         reset = torch.zeros(batch, length, 1, dtype=torch.bool) if some is None else some[..., None]
         own = unit._rnn_scan(hidden_states=x, recurrent_gate=a, reset=reset, recurrent_states=initial)[0]
-        error = (linear_scan(a, x, some, initial) - exact).abs().max()
-        assert error <= max(1.5 * (own - exact).abs().max(), torch.tensor(2e-7))
+        for scan in (scan_in_two_levels, scan_compiled.linear_scan):
+            error = (scan(a, x, some, initial) - exact).abs().max()
+            assert error <= max(1.5 * (own - exact).abs().max(), torch.tensor(2e-7))
 
 
+@pytest.mark.usefixtures("form")
 def test_linear_scan_reads_bf16_and_scans_in_fp32() -> None:
     a, x, resets, start = inputs(2, 33, 100)
     a, x = a.bfloat16(), x.bfloat16()
@@ -67,6 +79,7 @@ def test_linear_scan_reads_bf16_and_scans_in_fp32() -> None:
 
 @pytest.mark.parametrize(("batch", "width", "length"), SIZES)
 @pytest.mark.parametrize("given", [False, True])
+@pytest.mark.usefixtures("form")
 def test_gradients_of_the_linear_scan_are_those_of_the_loop(batch: int, width: int, length: int, given: bool) -> None:
     a, x, resets, start = inputs(batch, width, length)
     some, upstream = resets if given else None, torch.randn(batch, length, width)
@@ -105,19 +118,21 @@ def test_mamba_in_blocks_is_as_near_to_fp64_as_transformers(
         outputs.append((state * reads[:, None, :, t]).sum(-1))
     output = torch.stack(outputs, dim=-1) + x * doubles["D"][:, None]
     exact = (output * torch.nn.functional.silu(doubles["z"]), state)
-    for mine, theirs, true in zip(selective_scan_in_blocks(*tensors, **options), own, exact, strict=True):
-        assert (mine - true).abs().max() <= max(2 * (theirs - true).abs().max(), 1e-6 * true.abs().max())
+    for scan in (selective_scan_in_blocks, fast_selective_scan):
+        for mine, theirs, true in zip(scan(*tensors, **options), own, exact, strict=True):
+            assert (mine - true).abs().max() <= max(2 * (theirs - true).abs().max(), 1e-6 * true.abs().max())
 
 
-def test_mamba_in_blocks_goes_on_from_a_state_and_a_reset_forgets_it() -> None:
+@pytest.mark.usefixtures("form")
+def test_mamba_goes_on_from_a_state_and_a_reset_forgets_it() -> None:
     tensors, options = mamba_inputs(2, 12, 40, 5)
     initial, resets = torch.randn(2, 12, 5), torch.zeros(2, 40, dtype=torch.bool)
     resets[1, 17] = True
     for some in (None, resets):
         expected = selective_scan(*tensors, resets=some, initial=initial, **options)
-        assert_close(selective_scan_in_blocks(*tensors, resets=some, initial=initial, **options), expected)
-    forgetting = selective_scan_in_blocks(*tensors, resets=resets, initial=initial, **options)[0][1, :, 17:]
-    assert_close(forgetting, selective_scan_in_blocks(*tensors, resets=resets, **options)[0][1, :, 17:])
+        assert_close(fast_selective_scan(*tensors, resets=some, initial=initial, **options), expected)
+    forgetting = fast_selective_scan(*tensors, resets=resets, initial=initial, **options)[0][1, :, 17:]
+    assert_close(forgetting, fast_selective_scan(*tensors, resets=resets, **options)[0][1, :, 17:])
 
 
 @pytest.mark.parametrize("family", ["recurrentgemma", "jamba", "zamba", "mamba"])
@@ -126,7 +141,7 @@ def test_whole_models_run_in_the_form_that_is_chosen(family: str, build, monkeyp
     ids = torch.randint(3, 259, (2, 50))
     scan = "rg_lru" if family == "recurrentgemma" else "mamba"
     names = {"audit": {"rg_lru": "rg_lru_scan", "mamba": "selective_scan"}[scan]}
-    names["fast"] = {"rg_lru": "linear_scan", "mamba": "selective_scan_in_blocks"}[scan]
+    names["fast"] = {"rg_lru": "linear_scan", "mamba": "fast_selective_scan"}[scan]
     model = build(family)
     assert model.description["scans"] == "fast"
     calls: dict[str, int] = dict.fromkeys(names, 0)
@@ -152,6 +167,36 @@ def test_whole_models_run_in_the_form_that_is_chosen(family: str, build, monkeyp
         assert calls["audit"] == calls["fast"]
     assert model.description["scans"] == "transformers"
     assert_close(fast, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("form")
+def test_a_scan_keeps_a_nan_and_reads_only_the_past() -> None:
+    tensors, options = mamba_inputs(1, 4, 20, 3)
+    clean = fast_selective_scan(*tensors, **options)[0]
+    tensors[1][0, 2, 10] = torch.nan
+    found = fast_selective_scan(*tensors, **options)[0]
+    assert found[0, 2, 10:].isnan().all()
+    others = torch.ones_like(found, dtype=torch.bool)
+    others[0, 2, 10:] = False
+    assert torch.equal(found[others], clean[others])
+
+
+def test_decays_of_any_size_are_those_of_exp() -> None:
+    """Far below the range of fp32 a factor is 0 to 1e-37; above it, which no stable scan reaches, it is large."""
+    rate = torch.tensor([[-1e-8, -0.5, -1.0, -20.0, -86.0, -88.0, -1000.0, 3.0, -torch.inf]]).mT
+    one = torch.ones(1, 1, len(rate))
+    _, state = scan_compiled.selective_scan(one[:, :, :1] * 0, one[:, :, :1], rate.mT, one * 0, one, initial=one)
+    assert_close(state[0, 0], rate[:, 0].exp(), atol=2e-38, rtol=2e-7)
+
+
+def test_the_compiled_loops_are_for_plain_tensors_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = torch.ones(1)
+    assert scan_compiled.available(one, None, torch.nn.Parameter(one))
+    with FakeTensorMode():
+        assert not scan_compiled.available(torch.ones(1))
+    assert not scan_compiled.available(one, torch.ones(1, device="meta"))
+    monkeypatch.setattr(scan_compiled, "numba", None)
+    assert not scan_compiled.available(one)
 
 
 def test_a_model_of_another_is_not_touched_by_a_choice(build) -> None:

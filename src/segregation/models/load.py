@@ -12,6 +12,7 @@ from segregation.models import quantization as quantizing
 from segregation.models.beginning import beginning
 from segregation.models.entropy_attention import use_entropy_attention
 from segregation.models.family import families, family_of
+from segregation.models.freed_memory import keep_freed_memory
 from segregation.models.hybrid import HybridModel
 from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
 from segregation.models.provenance import kernels, unread_tensors, versions, weights_sha256
@@ -32,6 +33,8 @@ def load_model(
     self_checks: bool = True,
 ) -> HybridModel:
     """A hybrid by bundled name, folder, or Hugging Face hub id; weights from safetensors only.
+
+    For a model on a CPU the process keeps the memory that it frees from then on (``models.freed_memory``).
 
     Args:
         name_or_path: for example ``"tiny-jamba"``, ``"google/recurrentgemma-2b-it"`` or a folder.
@@ -99,6 +102,8 @@ def load_model(
     module, loading = loaded
     _check_loading(source.name, loading)
     quantizing.keep_to_reference_on_cpu(module)
+    if module.device.type == "cpu":
+        keep_freed_memory()
     weights = source.weights()
     model = HybridModel(
         module,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 _VERSIONS = (
     *("hybrid-segregation", "torch", "transformers", "nnsight", "safetensors", "mamba-ssm", "causal-conv1d"),
-    *("flash-linear-attention", "kernels", "bitsandbytes", "torchao", "accelerate"),
+    *("flash-linear-attention", "kernels", "bitsandbytes", "torchao", "accelerate", "numba"),
 )
 _KERNELS: Mapping[str, Mapping[str, str]] = {
     "rg_lru": {},
@@ -38,7 +38,8 @@ def kernels(device: str, scan: str | None) -> dict[str, str]:
     """Which implementation the recurrence runs on, per kernel: a compiled package, or PyTorch.
 
     Compiled kernels need a CUDA device; transformers picks them up where they are installed. RG-LRU and lightning
-    attention have none. Which form RG-LRU and Mamba-1 take in PyTorch is ``description["scans"]``.
+    attention have none. Which form RG-LRU and Mamba-1 take without them is ``description["scans"]``: the fast one is
+    compiled by numba on a CPU, where that stands among the versions.
 
     >>> kernels("cpu", "rg_lru"), kernels("cpu", "mamba2")["mamba-ssm"], kernels("cpu", None)
     ({'rg_lru': 'torch'}, 'torch', {})

@@ -23,7 +23,7 @@ from segregation.errors import ModelError
 from segregation.models.continuing import scan_under_way, start_scans_from_cache
 from segregation.models.family import Family
 from segregation.models.scan_linear import linear_scan
-from segregation.models.scan_mamba import selective_scan_in_blocks
+from segregation.models.scan_mamba import fast_selective_scan
 from segregation.models.scans import rg_lru_scan, selective_scan
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _mamba_fast(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor
     compiled = inputs[0].device.type != "cpu" and _has_mamba_ssm()
     if initial is None and (compiled or _needs_grad(inputs) or options.get("use_mambapy")):
         return original(*inputs, **options)
-    return selective_scan_in_blocks(*inputs, initial=initial, **options)
+    return fast_selective_scan(*inputs, initial=initial, **options)
 
 
 def _mamba_audit(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
@@ -145,11 +145,7 @@ def _mamba_audit(original: Callable[..., Any], initial: Any, inputs: tuple[Tenso
 
 
 def _mamba_transformers(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
-    return (
-        original(*inputs, **options)
-        if initial is None
-        else selective_scan_in_blocks(*inputs, initial=initial, **options)
-    )
+    return original(*inputs, **options) if initial is None else fast_selective_scan(*inputs, initial=initial, **options)
 
 
 @functools.cache

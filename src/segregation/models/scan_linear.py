@@ -1,9 +1,9 @@
-"""h_t = a_t h_{t-1} + x_t for all t at once: in two levels with PyTorch, by a Triton kernel on CUDA, with gradients.
+"""h_t = a_t h_{t-1} + x_t for all t at once, in fp32, with gradients: a compiled loop on a CPU, Triton on CUDA.
 
-Two levels: the tokens are cut into about sqrt(2 T) pieces; all pieces walk side by side from zero, and keep the product
-of their factors; then each piece gets the state before it, times that product. Only products of a are formed, so that a
-may be 0, and a sequence may start anew on the way. On a CPU one step a token is faster where a state is
-wide, and is taken there. Both run in fp32.
+Where there is neither, in two levels with PyTorch: the tokens are cut into about sqrt(2 T) pieces; all pieces walk side
+by side from zero, and keep the product of their factors; then each piece gets the state before it, times that product.
+Only products of a are formed, so that a may be 0, and a sequence may start anew on the way. On a CPU one step a token
+is faster where a state is wide, and is taken there.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segregation.models import scan_triton
+from segregation.models import scan_compiled, scan_triton
 from segregation.shapes import PositionMask
 
 BLOCK = 2**18
@@ -75,6 +75,22 @@ def scan_in_place(
 def _states(factors: Tensor, writes: Tensor, resets: PositionMask | None, initial: Tensor | None) -> Tensor:
     if scan_triton.available(writes):
         return scan_triton.forward(factors, writes, resets, initial)
+    if scan_compiled.available(factors, writes, initial):
+        return scan_compiled.linear_scan(factors, writes, resets, initial)
+    return scan_in_two_levels(factors, writes, resets, initial)
+
+
+def scan_in_two_levels(
+    factors: Float[Tensor, "batch pos width"],
+    writes: Float[Tensor, "batch pos width"],
+    resets: PositionMask | None = None,
+    initial: Float[Tensor, "batch width"] | None = None,
+) -> Float[Tensor, "batch pos width"]:
+    """``linear_scan`` in PyTorch, without gradients.
+
+    >>> scan_in_two_levels(torch.full((1, 3, 1), 0.5), torch.ones(1, 3, 1)).flatten().tolist()
+    [1.0, 1.5, 1.75]
+    """
     batch, length, width = writes.shape
     states = torch.empty(length, batch, width, dtype=torch.float32, device=writes.device)
     last = states.new_zeros(batch, width) if initial is None else initial.to(states)

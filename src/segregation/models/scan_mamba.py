@@ -1,7 +1,8 @@
-"""Mamba-1's scan in blocks of tokens, from any state, in fp32: faster than one token at a time, and as exact.
+"""Mamba-1's scan, from any state, in fp32: faster than transformers' one token at a time, and as exact.
 
-What is made for each token and number of the state lives for one block only, which stays in a CPU's cache; steps, skip
-and gate are computed there as well. On CUDA, and where gradients are needed, a block is one call of ``linear_scan``.
+On a CPU a compiled loop does it (``scan_compiled``). Where there is none, on CUDA, and where gradients are needed, it
+runs in blocks of tokens with PyTorch: what is made for each token and number of the state lives for one block only,
+which stays in a CPU's cache; steps, skip and gate are computed there as well.
 """
 
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
+from segregation.models import scan_compiled
 from segregation.models.scan_linear import BLOCK, linear_scan, scan_in_place
 from segregation.shapes import PositionMask
 
@@ -20,6 +22,35 @@ CUDA_BLOCK = 2**24
 
 TOKENS = 8
 """A block has no fewer tokens than this: the read-out of fewer at once is slow."""
+
+
+def fast_selective_scan(
+    hidden_states: Float[Tensor, "batch width pos"],
+    dt: Float[Tensor, "batch width pos"],
+    A: Float[Tensor, "width d_state"],
+    B: Float[Tensor, "batch d_state pos"],
+    C: Float[Tensor, "batch d_state pos"],
+    resets: PositionMask | None = None,
+    initial: Float[Tensor, "batch width d_state"] | None = None,
+    **options: Any,
+) -> Any:
+    """``selective_scan_in_blocks``, by a compiled loop where that can be.
+
+    >>> one = torch.ones(1, 1, 2)
+    >>> fast_selective_scan(one, one, torch.zeros(1, 1), one, one, initial=torch.ones(1, 1, 1)).tolist()
+    [[[2.0, 3.0]]]
+    """
+    tensors = (hidden_states, dt, A, B, C)
+    if not scan_compiled.available(*tensors, initial) or _needs_grad(*tensors, initial):
+        return selective_scan_in_blocks(*tensors, resets, initial, **options)
+    x, step = hidden_states.mT.float(), _step(dt.mT.float(), options)
+    output, state = scan_compiled.selective_scan(x, step, A.float(), B.mT.float(), C.mT.float(), resets, initial)
+    if options.get("D") is not None:
+        output.addcmul_(x, options["D"].float())
+    if options.get("z") is not None:
+        output.mul_(silu(options["z"].mT.float()))
+    output = output.to(hidden_states.dtype).mT
+    return (output, state) if options.get("return_last_state") else output
 
 
 def selective_scan_in_blocks(
@@ -50,11 +81,7 @@ def selective_scan_in_blocks(
     outputs: list[Tensor] = []
     for start in range(0, length, tokens):
         block = slice(start, start + tokens)
-        step, x = steps[block].float(), inputs[block].float()
-        if options.get("delta_bias") is not None:
-            step = step + options["delta_bias"].float()
-        if options.get("delta_softplus"):
-            step = softplus(step)
+        step, x = _step(steps[block].float(), options), inputs[block].float()
         decay = (A.float() * step[..., None]).exp_()
         if resets is not None:
             decay = decay.masked_fill(resets.T[block, :, None, None], 0)
@@ -69,9 +96,18 @@ def selective_scan_in_blocks(
     return (output, state) if options.get("return_last_state") else output
 
 
+def _step(step: Tensor, options: Any) -> Tensor:
+    if options.get("delta_bias") is not None:
+        step = step + options["delta_bias"].float()
+    return softplus(step) if options.get("delta_softplus") else step
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
 def _scan(decay: Tensor, writes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    needs_grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (decay, writes, state))
-    if not needs_grad and decay.device.type == "cpu":
+    if not _needs_grad(decay, writes, state) and decay.device.type == "cpu":
         return writes, scan_in_place(decay, writes, state).clone()
     states = linear_scan(decay.flatten(1)[None], writes.flatten(1)[None], None, state.flatten()[None])
     states = states.view_as(writes)
