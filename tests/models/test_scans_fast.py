@@ -15,7 +15,7 @@ from segregation.models import scan_choice, scan_compiled, scan_linear, scan_mam
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_choice import reference_on_cpu, use_scans
 from segregation.models.scan_linear import linear_scan, scan_in_two_levels
-from segregation.models.scan_mamba import fast_selective_scan, selective_scan_in_blocks
+from segregation.models.scan_mamba import fast_selective_scan, fast_selective_step, selective_scan_in_blocks
 from segregation.models.scans import selective_scan
 from tests.conftest import random_module
 
@@ -244,3 +244,39 @@ def test_compiled_kernels_are_not_given_tensors_of_a_cpu() -> None:
     assert run(torch.ones(2), scale=3, unknown=None).tolist() == [3, 3]
     with pytest.raises(ValueError, match="Pointer"):
         run(torch.ones(2, device="meta"), scale=3)
+
+
+@pytest.mark.parametrize(("rows", "width", "d_state"), [(1, 64, 16), (5, 33, 16), (3, 8, 5), (2, 512, 8)])
+def test_one_token_after_a_state_is_as_near_to_fp64_as_transformers(rows: int, width: int, d_state: int) -> None:
+    own = inspect.unwrap(modeling_jamba.mamba_selective_state_update)
+    x, dt, z, bias, skip = *torch.randn(3, rows, width), *torch.randn(2, width)
+    tensors = [x, dt, -torch.rand(width, d_state) * 4, *torch.randn(2, rows, d_state), skip]
+    options = {"z": z, "dt_bias": bias, "dt_softplus": True}
+    state = torch.randn(rows, width, d_state)
+    states = [state.clone(), state.clone(), state.double()]
+    theirs = own(states[0], *tensors, **options)
+    mine = fast_selective_step(never, states[1], *tensors, **options)
+    softplus = torch.nn.functional.softplus(dt.double() + bias.double())
+    exact = (tensors[2].double() * softplus[..., None]).exp() * states[2]
+    exact += (softplus * x.double())[..., None] * tensors[3].double()[:, None]
+    true = (exact * tensors[4].double()[:, None]).sum(-1) + x.double() * skip.double()
+    true = true * torch.nn.functional.silu(z.double())
+    for got, reference, right in ((mine, theirs, true), (states[1], states[0], exact)):
+        assert (got - right).abs().max() <= max(2 * (reference - right).abs().max(), 2e-6 * right.abs().max())
+
+
+def test_one_token_goes_to_the_original_where_no_loop_is_for_it() -> None:
+    """Not in fp32, with gradients, or into a state that is a view: it has to be updated where it is."""
+    ones = [torch.ones(1, 2), torch.ones(1, 2), torch.ones(2, 3), torch.ones(1, 3), torch.ones(1, 3)]
+    state = torch.zeros(1, 2, 3)
+    for given, tensors in (
+        (state.bfloat16(), [tensor.bfloat16() for tensor in ones]),
+        (state, [ones[0].requires_grad_(), *ones[1:]]),
+        (torch.zeros(1, 3, 2).mT, [tensor.detach() for tensor in ones]),
+    ):
+        original = torch.empty(1, 2)
+        assert fast_selective_step(lambda *_, found=original: found, given, *tensors) is original
+
+
+def never(*_args: object, **_options: object) -> Tensor:
+    raise AssertionError("the compiled loop is for this")

@@ -54,7 +54,7 @@ def test_a_prompt_that_does_not_fit_says_how_long_it_may_be(model, length, monke
 def test_fewer_rows_run_where_the_usual_number_does_not_fit(model, length, monkeypatch) -> None:
     found = needs(model)
     assert fitting_batch_size(model, length, None) is None
-    leave(monkeypatch, found.reading * length + 6 * found.of_row(length))
+    leave(monkeypatch, found.reading * length + 12 * found.of_row(length))
     assert fitting_batch_size(model, length, None) == 3
     (record,) = generate(model, [SAMPLE], max_new_tokens=NEW)
     assert record.provenance["batch_size"] == 3

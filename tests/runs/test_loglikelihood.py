@@ -46,7 +46,7 @@ def one_at_a_time(model: HybridModel, sample: Sample, text: str, plan: Plan) -> 
 
 @pytest.mark.parametrize("share_from", [2, 10**6])
 def test_equals_stepwise_decoding_under_every_plan(model, samples, monkeypatch, share_from):
-    monkeypatch.setattr(module, "SHARE_FROM", share_from)
+    monkeypatch.setattr(module, "CPU_SHARE_FROM", share_from)
     records = list(loglikelihood(model, samples, PLANS, batch_size=7))
     assert len({record.key for record in records}) == len(samples) * len(PLANS) == len(records)
     by_id = {sample.id: sample for sample in samples}
@@ -102,7 +102,7 @@ def test_refusals(model):
 
 @pytest.mark.parametrize("share_from", [2, 10**6])
 def test_a_row_is_greedy_where_greedy_decoding_writes_its_continuation(model, samples, monkeypatch, share_from):
-    monkeypatch.setattr(module, "SHARE_FROM", share_from)
+    monkeypatch.setattr(module, "CPU_SHARE_FROM", share_from)
     written = {record.sample_id: record.tokens for record in generate(model, samples, max_new_tokens=3)}
     rows, continuations = [], []
     for sample in samples:

@@ -13,7 +13,7 @@ from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import launch, prefill
 from segregation.runs.generate import generate
-from segregation.runs.launch import Prefills, Row, run_rows
+from segregation.runs.launch import Dropping, Prefills, Row, run_rows
 from segregation.runs.loglikelihood import loglikelihood
 
 NEW = 4
@@ -170,7 +170,7 @@ def test_gradients_work_after_a_run(model) -> None:
 
 
 def test_rows_that_are_done_change_no_other_until_they_are_dropped(model, monkeypatch) -> None:
-    """What a GPU does: it is asked which rows are done every few steps only."""
+    """A GPU is asked which rows are done every few steps only, and a CPU drops them when they are many."""
     samples = [Sample(str(n), "abcdefgh ijkl"[:n], "xyz", choices=("xyz", "y", "zq")) for n in (3, 9, 12)]
     config = model.hf_model.generation_config
     plain = [record.tokens for record in generate(model, samples, max_new_tokens=9)]
@@ -178,9 +178,10 @@ def test_rows_that_are_done_change_no_other_until_they_are_dropped(model, monkey
     monkeypatch.setattr(config, "eos_token_id", [1, plain[1][2]])
     cut = [record.tokens for record in generate(model, samples, max_new_tokens=9)]
     assert len(cut[1]) <= 3
-    for module in ("generate", "loglikelihood"):
-        monkeypatch.setattr(f"segregation.runs.{module}.steps_between", lambda *_: 4)
-    assert [record.tokens for record in generate(model, samples, max_new_tokens=9)] == cut
-    assert [record.loglikelihoods for record in loglikelihood(model, samples)] == [
-        pytest.approx(own, abs=1e-5) for own in scores
-    ]
+    for way in (Dropping(), Dropping(every=4), Dropping(share=0.5), Dropping(every=2, share=0.4)):
+        for module in ("generate", "loglikelihood"):
+            monkeypatch.setattr(f"segregation.runs.{module}.dropping", lambda *_, way=way: way)
+        assert [record.tokens for record in generate(model, samples, max_new_tokens=9)] == cut
+        assert [record.loglikelihoods for record in loglikelihood(model, samples)] == [
+            pytest.approx(own, abs=1e-5) for own in scores
+        ]

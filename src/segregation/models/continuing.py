@@ -46,6 +46,11 @@ def scan_under_way() -> tuple[Callable[..., Any], Tensor | None] | None:
     return form, next(states)
 
 
+def form_under_way() -> Any:
+    """The form of the mixer whose forward runs; ``None`` is one that is not ours."""
+    return None if _UNDER_WAY.scan is None else _UNDER_WAY.scan[0]
+
+
 def state_before(mixer: nn.Module, arguments: Any) -> Tensor | None:
     """The state that the scan over several tokens starts from, as a copy; ``None`` is zero."""
     cache = cache_of(arguments)

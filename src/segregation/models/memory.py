@@ -131,4 +131,6 @@ def _twin(cache: Any) -> Any:
         for name, value in vars(layer).items():
             if isinstance(value, dict):
                 setattr(layer, name, dict(value))
+        if hasattr(layer, "room"):  # only one of two caches may append to a buffer
+            layer.room = None
     return twin

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from segregation.errors import ModelError
-from segregation.models.continuing import scan_under_way, start_scans_from_cache
+from segregation.models.continuing import form_under_way, scan_under_way, start_scans_from_cache
 from segregation.models.family import Family
 from segregation.models.scan_linear import linear_scan
-from segregation.models.scan_mamba import fast_selective_scan
+from segregation.models.scan_mamba import fast_selective_scan, fast_selective_step
 from segregation.models.scans import rg_lru_scan, selective_scan
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def put_scans(family: Family, mixers: Sequence[nn.Module], scans: Scans) -> None
             kernel = getattr(room, name, None)
             if kernel is not None and not getattr(kernel, "keeps_to_reference", False):
                 kernel = reference_on_cpu(kernel)
-                setattr(room, name, _chosen(kernel) if name == "mamba_selective_scan" else kernel)
+                setattr(room, name, _PUT.get(name, lambda same: same)(kernel))
     if family.scan == "mamba":
         start_scans_from_cache(mixers, _MAMBA[scans])
 
@@ -128,6 +128,19 @@ def _chosen(original: Callable[..., Any]) -> Callable[..., Any]:
     return scan
 
 
+def _chosen_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Mamba-1's update by one token in the form that is chosen for the mixer under way; else the original."""
+
+    @functools.wraps(original)
+    def step(state: Tensor, *args: Any, **options: Any) -> Any:
+        if form_under_way() is not _mamba_fast or state.device.type != "cpu":
+            return original(state, *args, **options)
+        return fast_selective_step(original, state, *args, **options)
+
+    return step
+
+
+_PUT = {"mamba_selective_scan": _chosen, "mamba_selective_state_update": _chosen_step}
 _Form = Callable[[Callable[..., Any], Tensor | None, tuple[Tensor, ...], Mapping[str, Any]], Any]
 
 

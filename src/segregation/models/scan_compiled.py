@@ -5,6 +5,7 @@ nothing for each token and number of the state. Without numba, ``scan_linear`` a
 """
 
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
+import functools
 import inspect
 
 import numpy as np
@@ -21,7 +22,7 @@ except ImportError:  # the scans run in PyTorch
 
 if numba is not None:
     F = np.float32
-    _LOWEST, _HIGHEST, _LOG2_E, _HALF, _ONE = F(-87.0), F(88.0), F(1.44269504), F(0.5), F(1.0)
+    _LOWEST, _HIGHEST, _LOG2_E, _HALF, _ONE, _ZERO = F(-87.0), F(88.0), F(1.44269504), F(0.5), F(1.0), F(0.0)
     _LN2_HIGH, _LN2_LOW = F(0.693359375), F(2.12194440e-4)
     _C2, _C3, _C4 = F(5.0000001201e-1), F(1.6666665459e-1), F(4.1665795894e-2)
     _C5, _C6, _C7 = F(8.3334519073e-3), F(1.3981999507e-3), F(1.9875691500e-4)
@@ -83,6 +84,27 @@ if numba is not None:
 
     _select = _loop(inspect.unwrap(_select_rows))
 
+    def _make_step(d_state):  # type: ignore
+        """The loop for a state of this many numbers a channel, which is what lets it be vectorised."""
+
+        def step_rows(inputs, steps, rates, keys, reads, state, outputs):  # type: ignore
+            """One token of every row; the state is updated in place."""
+            for row in range(inputs.shape[0]):
+                key, read = keys[row], reads[row]
+                for i in range(inputs.shape[1]):
+                    dt, rate, h = steps[row, i], rates[i], state[row, i]
+                    wrote, output = dt * inputs[row, i], _ZERO
+                    for n in range(d_state):
+                        new = _exp(rate[n] * dt) * h[n] + wrote * key[n]
+                        h[n] = new
+                        output += new * read[n]
+                    outputs[row, i] = output
+
+        loop = inspect.unwrap(step_rows)
+        return numba.njit(loop, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+
+    _step_of = functools.cache(_make_step)
+
 
 def available(*tensors: Tensor | None) -> bool:
     """Whether these can go through the compiled loops: plain tensors on a CPU, with numba installed.
@@ -139,6 +161,26 @@ def selective_scan(
     arrays = (_array(tensor) for tensor in (inputs, steps, rates.mT, keys, reads))
     _select(*arrays, _mask(resets, batch, length), state.numpy(), outputs.numpy())
     return outputs, state.mT.contiguous()
+
+
+def selective_step(
+    inputs: Float[Tensor, "batch width"],
+    steps: Float[Tensor, "batch width"],
+    rates: Float[Tensor, "width d_state"],
+    keys: Float[Tensor, "batch d_state"],
+    reads: Float[Tensor, "batch d_state"],
+    state: Float[Tensor, "batch width d_state"],
+) -> Float[Tensor, "batch width"]:
+    """One token of ``selective_scan``: what is read, and the state, contiguous and in fp32, updated in place.
+
+    >>> one, state = torch.ones(1, 1), torch.ones(1, 1, 1)
+    >>> selective_step(one, one, torch.zeros(1, 1), one, one, state).item(), state.item()
+    (2.0, 2.0)
+    """
+    outputs = torch.empty(inputs.shape)
+    arrays = (_array(tensor) for tensor in (inputs, steps, rates, keys, reads))
+    _step_of(rates.shape[1])(*arrays, state.numpy(), outputs.numpy())
+    return outputs
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ runs in blocks of tokens with PyTorch: what is made for each token and number of
 which stays in a CPU's cache; steps, skip and gate are computed there as well.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -51,6 +52,32 @@ def fast_selective_scan(
         output.mul_(silu(options["z"].mT.float()))
     output = output.to(hidden_states.dtype).mT
     return (output, state) if options.get("return_last_state") else output
+
+
+def fast_selective_step(
+    update: Callable[..., Any],
+    state: Float[Tensor, "batch width d_state"],
+    hidden_states: Float[Tensor, "batch width"],
+    dt: Float[Tensor, "batch width"],
+    A: Float[Tensor, "width d_state"],
+    B: Float[Tensor, "batch d_state"],
+    C: Float[Tensor, "batch d_state"],
+    D: Float[Tensor, " width"] | None = None,
+    **options: Any,
+) -> Float[Tensor, "batch width"]:
+    """One token after a state, which is updated in place: by a compiled loop where that can be, else by ``update``.
+
+    The arguments and the result are those of transformers' ``mamba_selective_state_update``, which is ``update``.
+    """
+    tensors = (hidden_states, dt, A, B, C)
+    in_fp32 = all(tensor.dtype == torch.float32 for tensor in (state, *tensors)) and state.is_contiguous()
+    if not in_fp32 or not scan_compiled.available(state, *tensors) or _needs_grad(state, *tensors):
+        return update(state, *tensors, D, **options)  # type: ignore[no-any-return]
+    names = {"delta_bias": options.get("dt_bias"), "delta_softplus": options.get("dt_softplus")}
+    output = scan_compiled.selective_step(hidden_states, _step(dt, names), A, B, C, state)
+    if D is not None:
+        output.addcmul_(hidden_states, D.float())
+    return output if options.get("z") is None else output.mul_(silu(options["z"]))
 
 
 def selective_scan_in_blocks(

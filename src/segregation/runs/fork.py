@@ -13,6 +13,7 @@ from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.models.channels import Channel, read_channel
 from segregation.models.checks_outcome import Check
+from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, assemble, merge
 from segregation.prompts.sample import Sample
@@ -136,6 +137,7 @@ class Fork:
         def loop() -> None:
             model.reset()
             cache = model.recall(memory)
+            make_room(cache, steps)
             lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=start.device)
             model.run.start(lengths, self.spans)
             for number in range(steps):

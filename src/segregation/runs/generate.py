@@ -18,7 +18,7 @@ from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
 from segregation.runs.fitting import fitting_batch_size
-from segregation.runs.launch import Prefills, Row, Watch, Way, batches, run_rows, steps_between
+from segregation.runs.launch import Prefills, Row, Watch, Way, batches, dropping, run_rows
 from segregation.runs.record import Record
 
 
@@ -221,7 +221,7 @@ def write_from(
         written.append((running, best))
         return best, torch.isin(best, ends)
 
-    run_rows(model, rows, memory, steps, step, watch, steps_between(model, watch))
+    run_rows(model, rows, memory, steps, step, watch, dropping(model, watch))
     tokens: list[list[int]] = [[] for _ in rows]
     for running, best in written:
         for row, token in zip(running.tolist(), best.tolist(), strict=True):

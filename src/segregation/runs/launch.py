@@ -24,6 +24,7 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent
 from segregation.interventions.rules import Plan, Rule
 from segregation.interventions.token_rules import HideTokens
+from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
@@ -33,15 +34,9 @@ from segregation.runs.prefix_tree import FORWARD, Piece, Prompt, prefix_tree, to
 
 SAVED = 0.1
 """Share of the tokens, counting a forward as ``FORWARD`` of them, that reading in pieces must save."""
-STEPS = 8
-"""Steps after which a GPU is asked which rows are done.
 
-Under a plan, which makes a GPU wait at every step anyway, 1 and 64 rows were 0.96 and 0.99 times as fast as when asked
-at every step (RecurrentGemma-2B, H200).
-"""
-
-__all__ = ["ROWS", "Prefills", "Prompt", "Row", "Step", "Watch", "batches", "equal_lengths", "left_padded", "prefill"]
-__all__ += ["run_rows", "steps_between"]
+__all__ = ["ROWS", "Dropping", "Prefills", "Prompt", "Row", "Step", "Watch", "batches", "dropping", "equal_lengths"]
+__all__ += ["left_padded", "prefill", "run_rows"]
 
 Step = Callable[[Int[Tensor, " rows"], int, Float[Tensor, "rows d_vocab"]], tuple[Tensor, Tensor]]
 """(rows still running, step, their logits) -> (next tokens, which of the rows are done)."""
@@ -205,6 +200,34 @@ class Prefills:
         return pieces if worth_it and goes_on(self._model) else []
 
 
+@dataclass(frozen=True)
+class Dropping:
+    """When rows that are done are dropped, which copies what is remembered of all others.
+
+    Attributes:
+        every: asked after so many steps.
+        share: dropped where more than this share of the rows is done.
+    """
+
+    every: int = 1
+    share: float = 0.0
+
+
+AT_ONCE = Dropping()
+ON_CPU = Dropping(share=0.125)
+ON_GPU = Dropping(every=8)
+"""Asking a GPU which rows are done makes it wait.
+
+Under a plan, which makes it wait at every step anyway, 1 and 64 rows were 0.96 and 0.99 times as fast as when asked at
+every step (RecurrentGemma-2B, H200).
+"""
+
+
+def dropping(model: HybridModel, watch: Watch | None = None) -> Dropping:
+    """When rows that are done are dropped: at once where something watches, which would see more than a row has."""
+    return AT_ONCE if watch is not None else ON_CPU if on_cpu(model) else ON_GPU
+
+
 def run_rows(
     model: HybridModel,
     rows: Sequence[Row],
@@ -212,11 +235,11 @@ def run_rows(
     steps: int,
     step: Step,
     watch: Watch | None = None,
-    every: int = 1,
+    drop: Dropping = AT_ONCE,
 ) -> None:
     """Feed the last prompt token of every row, then what ``step`` returns, until every row is done or ``steps`` ran.
 
-    Rows that are done are dropped every so many steps: ``step`` sees them until then, which changes no other row.
+    Rows that are done run on until they are dropped: ``step`` sees them until then, which changes no other row.
     """
     edited = enter(model, *[row.plan for row in rows])
     edited = edited if watch is None else watch(rows).enter(edited)
@@ -229,6 +252,7 @@ def run_rows(
     def loop() -> None:
         model.reset()
         cache = model.new_cache() if memory is None else model.recall(memory)
+        make_room(cache, steps)
         running = torch.arange(len(rows), device=device)
         model.run.start(lengths, [row.spans for row in rows])
         tokens = torch.tensor([row.prompt[-1] for row in rows], device=device)
@@ -246,27 +270,20 @@ def run_rows(
             ).logits[:, -1]
             tokens, done = step(running, number, logits)
             position, ended = position + 1, ended | done
-            if (number + 1) % every:
+            if (number + 1) % drop.every:
                 continue
             stay = (~ended).nonzero().flatten()
             if not len(stay):
                 return
-            if len(stay) < len(running):
+            if len(running) - len(stay) > drop.share * len(running):
                 cache = model.recall(model.remember(cache, position).select(stay))
+                make_room(cache, steps - number - 1)
                 tokens, mask, position, running = tokens[stay], mask[stay], position[stay], running[stay]
                 ended = ended[stay]
                 model.run.keep(stay, running)
 
     edited.interleave(loop)
     model.reset()
-
-
-def steps_between(model: HybridModel, watch: Watch | None = None) -> int:
-    """After how many steps rows that are done are dropped: asking a GPU which these are makes it wait.
-
-    At once where something watches, which would see more of a row than it has.
-    """
-    return 1 if on_cpu(model) or watch is not None else STEPS
 
 
 def _index(memory: Memory, rows: list[int]) -> Tensor:

@@ -1,6 +1,5 @@
 """Log-probabilities of continuations under plans, as records."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,13 +17,15 @@ from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
-from segregation.runs.fitting import fitting_batch_size, read_together
+from segregation.runs.fitting import fitting_batch_size, on_cpu, read_together
 from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
-from segregation.runs.launch import Prefills, Row, batches, left_padded, run_rows, steps_between
+from segregation.runs.launch import Prefills, Row, batches, dropping, left_padded, run_rows
 from segregation.runs.record import Record
 
 SHARE_FROM = 64
-"""Prompt tokens from which rows whose plans do the same in the prefill share it, instead of one forward pass each."""
+"""Prompt tokens from which rows whose plans do the same in the prefill may share it, instead of a forward pass each."""
+CPU_SHARE_FROM = 2
+"""The same on a CPU: choices after prompts of some 25 tokens took 1/2.4 of the time of a pass for each."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +152,9 @@ def score_rows(
     Raises:
         PlanError: a batch size below 1.
     """
-    sharing = Counter(_read_of(row) for row in rows if len(row.prompt) >= SHARE_FROM)
-    forks = model.can_batch and model.can_fork
+    sharing = _sharing(model, rows, continuations)
     carried = any(map(_patches, model.carried))
-    stepwise = [carried or _patches(row.plan) or (sharing[_read_of(row)] > 1 and forks) for row in rows]
+    stepwise = [carried or _patches(row.plan) or _read_of(row) in sharing for row in rows]
     shared = [row for row, apart in zip(rows, stepwise, strict=True) if apart]
     alone = [row for row, apart in zip(rows, stepwise, strict=True) if not apart]
     prefills = Prefills(model)
@@ -166,6 +166,27 @@ def score_rows(
         with torch.inference_mode():
             scored = _one_forward(model, batch, continuations)
         yield from scored
+
+
+def _sharing(
+    model: HybridModel, rows: Sequence[Row], continuations: Sequence[tuple[int, ...]]
+) -> set[tuple[object, ...]]:
+    """What is read once for several rows, where that is worth it: fewer tokens are then fed in all."""
+    if not (model.can_batch and model.can_fork):
+        return set()
+    least = CPU_SHARE_FROM if on_cpu(model) else SHARE_FROM
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if len(row.prompt) >= least:
+            groups.setdefault(_read_of(row), []).append(row)
+    found = set()
+    for key, group in groups.items():
+        texts = {(row.plan, continuations[row.index][:-1]) for row in group}
+        alone = sum(len(group[0].prompt) + len(continued) for _, continued in texts)
+        together = len(group[0].prompt) - 1 + sum(len(continuations[row.index]) for row in group)
+        if together < alone:
+            found.add(key)
+    return found
 
 
 def _read_of(row: Row) -> tuple[object, ...]:
@@ -251,7 +272,7 @@ def score_from(
         found.append((running, logs.gather(1, wanted[:, None])[:, 0], logs.argmax(-1) == wanted))
         return wanted, lengths[running] == number + 1
 
-    run_rows(model, rows, memory, steps, step, every=steps_between(model))
+    run_rows(model, rows, memory, steps, step, None, dropping(model))
     scores, greedy = [0.0] * len(rows), [True] * len(rows)
     for number, parts in enumerate(found):
         for row, value, agrees in zip(*[part.tolist() for part in parts], strict=True):
