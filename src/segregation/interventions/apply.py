@@ -143,15 +143,24 @@ def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit, call: Attentio
     edits = model.run.edits_of(layer)
     before = edits[: edits.index(edit)]
     edit.prepare(call, before)
+    earlier = [one for one in before if isinstance(one, TokenEdit) and one.masks]
+    masks = earlier if len(earlier) == len(before) else None
     columns = edit.columns
     output, weights = model.attention_output(layer)
     output, weights = output.clone(), None if weights is None else weights.clone()
     for start in range(columns.start, columns.stop, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, columns.stop)
-        logs, visible = call.edited_log_band(before, start, stop)
         first_key = call.first_key(start)
-        logs, changed = edit.edit(logs, visible, start, first_key)
-        pattern = logs.exp()
+        if edit.masks and masks is not None:
+            left = call.visible(start, stop)
+            for one in masks:
+                left, _ = one.mask(left, start, first_key)
+            left, changed = edit.mask(left, start, first_key)
+            pattern = call.masked_band(left, start, stop)
+        else:
+            logs, visible = call.edited_log_band(before, start, stop)
+            logs, changed = edit.edit(logs, visible, start, first_key)
+            pattern = logs.exp()
         mixed = call.mix(pattern, start).to(output)
         output[:, start:stop] = torch.where(changed.transpose(1, 2)[..., None], mixed, output[:, start:stop])
         if weights is not None:

@@ -84,6 +84,16 @@ class TokenGroup:
         """Per layer, in which phases some step acts."""
         return {layer: tuple(acts.any(-1).any(-1).any(0).tolist()) for layer, acts in self.acts.items()}
 
+    @cached_property
+    def heads_alike(self) -> Mapping[int, bool]:
+        """Per layer, whether all heads are edited alike."""
+        return {layer: bool((acts == acts[..., :1]).all()) for layer, acts in self.acts.items()}
+
+    @property
+    def masks(self) -> bool:
+        """Whether rows are left with some of their keys as if there were no others, which a mask does."""
+        return all(step.masks for step in self.steps)
+
 
 @dataclass(frozen=True)
 class Compiled:

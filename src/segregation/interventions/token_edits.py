@@ -10,11 +10,11 @@ from torch import Tensor
 from segregation.interventions.phase import Phase, acting
 from segregation.interventions.resolve import members
 from segregation.interventions.tables import TokenGroup
-from segregation.interventions.tokens import Step, edit_rows, span_mass
+from segregation.interventions.tokens import Step, edit_rows, mask_rows, span_mass
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.positions import PatternEdit
 from segregation.prompts.spans import TokenSpans
-from segregation.shapes import LogPattern, Positions, PromptLengths, RowMask, Visible
+from segregation.shapes import KeysLeft, LogPattern, Positions, PromptLengths, RowMask, RowsChanged, Visible
 
 
 def lookup(group: TokenGroup, plan_of: Tensor, spans: Sequence[TokenSpans | None], lengths: PromptLengths) -> Tensor:
@@ -40,12 +40,16 @@ class Part:
         steps: what is done, in order.
         acts: where, per step.
         named: per step, which prompt positions; the last column is for new ones.
+        heads_alike: whether all heads are edited alike.
+        masks: whether a mask does what the steps do.
     """
 
     at: Int[Tensor, " row"]
     steps: tuple[Step, ...]
     acts: Bool[Tensor, "step row pos head"]
     named: Bool[Tensor, "step row position"]
+    heads_alike: bool
+    masks: bool
 
     def to(self, device: torch.device) -> "Part":
         """The same on another device."""
@@ -120,6 +124,28 @@ class TokenEdit:
             changed[part.at] = touched
         return edited, changed
 
+    @property
+    def masks(self) -> bool:
+        """Whether ``mask`` says all of what is done."""
+        return all(part.masks for part in self.parts)
+
+    def mask(self, visible: Visible, start: int, first_key: int) -> tuple[KeysLeft, RowsChanged]:
+        """Which keys each row is left with, and which rows that changes; for edits of which ``masks`` holds."""
+        batch, heads, queries, keys = visible.shape
+        if not all(part.heads_alike for part in self.parts):
+            heads = self.parts[0].acts.shape[-1]
+        left = visible.expand(max(batch, len(self.positions)), heads, queries, keys).clone()
+        changed = torch.zeros(left.shape[:3], dtype=torch.bool, device=left.device)
+        for part in self.parts:
+            own, touched = left[part.at], changed[part.at]
+            position = self._key_positions(part.at, first_key, first_key + keys)
+            for step, named, acts in zip(part.steps, part.named, part.acts, strict=True):
+                here = acts[:, start : start + queries, :heads].transpose(1, 2)
+                own, now = mask_rows(step, own, self._member(part.at, named, position), here)
+                touched = touched | now
+            left[part.at], changed[part.at] = own, touched
+        return left, changed
+
     def prepare(self, call: AttentionCall, before: Sequence[PatternEdit]) -> None:
         """Add up, where a rule asks for it, the weight of a span over all rows of ``PREFILL``."""
         sums = [
@@ -189,5 +215,7 @@ def edits_of_layers(
         for layer in here if len(at) else ():
             acts = group.acts[layer][:, phases[at], own[:, None]]
             if acts.any():
-                parts.setdefault(layer, []).append(Part(at, group.steps, acts, table[:, first_rows[at]]))
+                parts.setdefault(layer, []).append(
+                    Part(at, group.steps, acts, table[:, first_rows[at]], group.heads_alike[layer], group.masks)
+                )
     return {layer: TokenEdit(tuple(own), positions, phases, lengths) for layer, own in parts.items()}

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segregation.shapes import LogPattern, RowMask, Visible
+from segregation.shapes import KeysLeft, LogPattern, RowMask, RowsChanged, Visible
 
 Kind = Literal["hide", "only", "balance", "nothing"]
 
@@ -31,6 +31,11 @@ class Step:
     renormalize: bool = True
     causal: bool = True
     summed_over: Literal["row", "prefill"] = "row"
+
+    @property
+    def masks(self) -> bool:
+        """Whether a row is left with some of its keys as if there were no others, which a mask does."""
+        return self.causal and (self.kind == "nothing" or (self.kind != "balance" and self.renormalize))
 
 
 def edit_rows(
@@ -83,6 +88,32 @@ def edit_rows(
         if step.renormalize:
             edited = edited - edited.logsumexp(-1, keepdim=True).masked_fill(~left[..., None], 0.0)
     return torch.where(acts[..., None], edited, logs), acts
+
+
+def mask_rows(
+    step: Step,
+    left: Visible,
+    member: Bool[Tensor, "batch src"],
+    acts: RowsChanged,
+) -> tuple[KeysLeft, RowsChanged]:
+    """The keys that a step leaves each row of those it had, and the rows that it changed: ``edit_rows`` as a mask.
+
+    Args:
+        step: one that ``masks``.
+        left: which keys the row sees before it.
+        member: the tokens N that the rule names.
+        acts: the rows that the rule is about.
+
+    >>> left, acts = torch.ones(1, 1, 1, 3, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
+    >>> mask_rows(Step("hide"), left, torch.tensor([[True, False, False]]), acts)[0].tolist()
+    [[[[False, True, True]]]]
+    """
+    if step.kind == "nothing":
+        return left & ~acts[..., None], acts
+    named = member[:, None, None, :]
+    usable = left & (~named if step.kind == "hide" else named)
+    acts = acts & usable.any(-1) & (left & ~usable).any(-1)
+    return torch.where(acts[..., None], usable, left), acts
 
 
 def span_mass(

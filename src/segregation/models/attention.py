@@ -55,6 +55,12 @@ class AttentionCall:
         visible = self.visible(start, stop)
         return self._masked(scores, start, stop, visible).softmax(-1).masked_fill(~visible.any(-1, keepdim=True), 0.0)
 
+    def masked_band(self, left: Visible, start: int, stop: int) -> Pattern:
+        """``band`` where the queries may see these keys only; a row that is left with none is zero."""
+        some = left.any(-1, keepdim=True)
+        scores = self._scores(start, stop).masked_fill_(some & ~left, -torch.inf)
+        return scores.softmax(-1).masked_fill(~some, 0.0)
+
     def log_band(self, start: int, stop: int) -> tuple[LogPattern, Visible]:
         """``ln`` of ``band`` (``-inf`` where a key is not seen), and which keys each query may see."""
         visible = self.visible(start, stop)

@@ -31,7 +31,8 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values (``batch kv_head pos d_head``); all of them."""
-        fits = self.keys.shape[-2] + key_states.shape[-2] < self.sliding_window and not self.record_past
+        held = 0 if self.keys is None else self.keys.shape[-2]
+        fits = held + key_states.shape[-2] < self.sliding_window and not self.record_past
         grown = _appended(self, key_states, value_states) if fits else None
         if grown is None:
             return super().update(key_states, value_states, *args, **kwargs)

@@ -14,6 +14,7 @@ from segregation.models.entropy_attention import use_entropy_attention
 from segregation.models.family import families, family_of
 from segregation.models.freed_memory import keep_freed_memory
 from segregation.models.hybrid import HybridModel
+from segregation.models.matmuls import Matmuls, check_matmuls, use_matmuls
 from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
 from segregation.models.provenance import kernels, unread_tensors, versions, weights_sha256
 from segregation.models.scan_choice import Scans, use_scans
@@ -28,6 +29,7 @@ def load_model(
     quantization: str | None = None,
     attn_implementation: str = "sdpa",
     scans: Scans = "fast",
+    matmuls: Matmuls = "fast",
     revision: str | None = None,
     trust_remote_code: bool = False,
     self_checks: bool = True,
@@ -46,14 +48,16 @@ def load_model(
             work under all.
         scans: the form of RG-LRU's and Mamba-1's scans: ``"fast"``, ``"audit"`` (transformers' own bit for bit on a
             CPU) or ``"transformers"``; ``models.scan_choice`` has what each is.
+        matmuls: ``"fast"`` multiplies fp32 matrices on a CPU by the faster of torch's libraries, ``"transformers"`` by
+            the one that torch calls itself; ``models.matmuls`` says where they differ.
         revision: branch, tag or commit of a hub model; the description names the commit.
         trust_remote_code: run code from the model's repository; off unless you have read it.
         self_checks: run the quick checks of ``models.checks``; what fails is switched off and recorded.
 
     Raises:
-        ModelError: no such model or form of a scan, a folder without config, weights or tokenizer, weights that are
-            damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub that
-            does not give the model.
+        ModelError: no such model or form of scans or products, a folder without config, weights or tokenizer, weights
+            that are damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub
+            that does not give the model.
         FamilyError: not a hybrid of a known family, or a config field that is not understood.
     """
     from safetensors import SafetensorError
@@ -62,6 +66,7 @@ def load_model(
     use_entropy_attention()
     check_dtype(dtype)
     check_device_map(device_map)
+    check_matmuls(matmuls)
     quantizing.check_quantization(quantization, runs_on(device_map))
     source = find_source(name_or_path, revision)
     common = {**source.options(), "trust_remote_code": trust_remote_code}
@@ -118,6 +123,7 @@ def load_model(
             "quantization": quantizing.described(quantization, kept, module),
             "attn_implementation": module.config._attn_implementation,
             "bos": asdict(beginning(tokenizer, config, family.name)),
+            "matmuls": use_matmuls(module, matmuls),
             "kernels": kernels(str(module.device.type), family.scan),
             "versions": versions(),
         },

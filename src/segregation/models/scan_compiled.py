@@ -7,6 +7,7 @@ nothing for each token and number of the state. Without numba, ``scan_linear`` a
 # pyright: reportMissingImports=false, reportPossiblyUnboundVariable=false
 import functools
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ try:
     import numba
 except ImportError:  # the scans run in PyTorch
     numba = None
+
+TOKENS = 64
+"""Tokens that are copied at once where numbers are not in fp32 or not side by side, so that copies stay small."""
 
 if numba is not None:
     F = np.float32
@@ -101,7 +105,8 @@ if numba is not None:
                     outputs[row, i] = output
 
         loop = inspect.unwrap(step_rows)
-        return numba.njit(loop, cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")
+        jit = numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")  # type: ignore
+        return jit(loop)
 
     _step_of = functools.cache(_make_step)
 
@@ -131,10 +136,16 @@ def linear_scan(
     [1.5, 1.75, 1.875, 1.0]
     """
     batch, length, width = writes.shape
-    states = torch.empty(batch, length, width)
-    first = torch.zeros(batch, width) if initial is None else initial
-    _walk(_array(factors), _array(writes), _mask(resets, batch, length), _array(first), states.numpy())
-    return states
+    last = torch.zeros(batch, width) if initial is None else initial
+    mask, parts = _mask(resets, batch, length), []
+    ready = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (factors, writes))
+    for start in range(0, length, length if ready else TOKENS):
+        at = (slice(None), slice(start, length if ready else start + TOKENS))
+        part = torch.empty(writes[at].shape)
+        _walk(_array(factors[at]), _array(writes[at]), np.ascontiguousarray(mask[at]), _array(last), part.numpy())
+        last = part[:, -1]
+        parts.append(part)
+    return parts[0] if ready else torch.cat(parts, dim=1)
 
 
 def selective_scan(
@@ -179,7 +190,8 @@ def selective_step(
     """
     outputs = torch.empty(inputs.shape)
     arrays = (_array(tensor) for tensor in (inputs, steps, rates, keys, reads))
-    _step_of(rates.shape[1])(*arrays, state.numpy(), outputs.numpy())
+    step: Any = _step_of(rates.shape[1])
+    step(*arrays, state.numpy(), outputs.numpy())
     return outputs
 
 

@@ -156,7 +156,7 @@ def described(model: HybridModel, batch_size: int | None, prefill: Way | None = 
     """What every record says about the model and the run, and how its prompt was read where that is known."""
     names = (
         *("name", "family", "revision", "weights_sha256", "dtype", "quantization", "attn_implementation", "bos"),
-        *("scans", "switched_off"),
+        *("scans", "matmuls", "switched_off"),
     )
     known = {name: model.description[name] for name in names if name in model.description}
     provenance: dict[str, object] = {"batch_size": batch_size, "device": str(model.device)}
