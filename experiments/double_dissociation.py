@@ -25,8 +25,9 @@ from segregation.interventions.recurrent_rules import AblateRecurrent, Ablation
 from segregation.prompts.benchmarks import entailment, facts, sentiment
 from segregation.prompts.grid import Grid
 from segregation.prompts.sample import set_aside
-from segregation.runs.fill import fill_groups, fill_loglikelihood
+from segregation.runs.fill import fill_groups, fill_scored_groups
 from segregation.runs.store import RunFolder
+from segregation.runs.tasks import Group
 from segregation.scores.matched_effects import ANY_VALUE, MATCHING, MEASURING, PART, RANDOM, matches
 from segregation.scores.outcomes import outcomes
 
@@ -35,8 +36,6 @@ SHARES = {MATCHING: (0,), MEASURING: (1, 2), RANDOM: (3, 4, 5, 6)}
 
 OTHERS = 1_000_000
 """Added to the seed for the samples of the reference, which are not scored."""
-
-Group = tuple[list[sg.Sample], list[sg.Plan]]
 
 
 @dataclass(frozen=True)
@@ -73,13 +72,14 @@ def run(options: Options) -> Path:
         common = {"batch_size": options.batch_size, "title": f"{options.model_name}, dissociation, {title}"}
         written = [([sample for sample in samples if not sample.choices], plans) for samples, plans in groups]
         fill_groups(folder, model, written, max_new_tokens=options.max_new_tokens, **common)
+        scored: list[Group] = []
         for samples, plans in groups:
             chosen = [sample for sample in samples if sample.choices]
             later = [plan for plan in plans if plan.during == sg.Phase.DECODE]
-            fill_loglikelihood(folder, model, chosen, [plan for plan in plans if plan not in later], **common)
+            scored.append((chosen, [plan for plan in plans if plan not in later]))
             if later:
-                decoded = [sample for sample in chosen if decodes(model, sample)]
-                fill_loglikelihood(folder, model, decoded, later, **common)
+                scored.append(([sample for sample in chosen if decodes(model, sample)], later))
+        fill_scored_groups(folder, model, scored, **common)
 
     heads = head_sets(model.attention_layers, model.n_heads, seed=options.seed)
     mixers = mixer_sets(model.recurrent_layers, {v: sources[v] for v in options.values}, seed=options.seed)

@@ -16,6 +16,7 @@ from segregation.interventions.draws import random_heads
 from segregation.interventions.head_rules import HeadScore
 from segregation.prompts.grid import Grid
 from segregation.runs.fill import fill_groups
+from segregation.runs.tasks import Group
 
 
 @dataclass(frozen=True)
@@ -44,28 +45,27 @@ def run(options: Options) -> Path:
         ks = range(model.n_heads + 1)
         return [sg.Plan(sg.KeepTopHeads(k, score, during=during)) for score in scores for k in ks]
 
-    def drawn(during: sg.Phase, these: list[sg.Sample]) -> list[tuple[list[sg.Sample], list[sg.Plan]]]:
+    def drawn(during: sg.Phase, these: list[sg.Sample]) -> list[Group]:
         """Every draw of each k on samples of its own, which together are all of them."""
         layers, n, seed = model.attention_layers, options.draws, options.seed
         by_k = [random_heads(layers, model.n_heads, k, n, during=during, seed=seed) for k in range(1, model.n_heads)]
         return [(these[j % len(these) :: n], list(plans)) for j, plans in enumerate(zip(*by_k, strict=True))]
 
-    sweeps = (
-        ("by entropy, generation", [(samples, [sg.Plan(), *chosen(sg.Phase.GENERATION, "entropy")])]),
-        ("by l2, generation", [(samples[::3], chosen(sg.Phase.GENERATION, "l2"))]),
-        ("random, generation", drawn(sg.Phase.GENERATION, samples)),
-        ("by score, all phases", [(short, [sg.Plan(), *chosen(sg.Phase.ALL, "entropy", "l2")])]),
-        ("random, all phases", drawn(sg.Phase.ALL, short)),
+    groups: list[Group] = [
+        (samples, [sg.Plan(), *chosen(sg.Phase.GENERATION, "entropy")]),
+        (samples[::3], chosen(sg.Phase.GENERATION, "l2")),
+        *drawn(sg.Phase.GENERATION, samples),
+        (short, [sg.Plan(), *chosen(sg.Phase.ALL, "entropy", "l2")]),
+        *drawn(sg.Phase.ALL, short),
+    ]
+    fill_groups(
+        folder,
+        model,
+        groups,
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        title=f"{options.model_name}, heads kept",
     )
-    for title, groups in sweeps:
-        fill_groups(
-            folder,
-            model,
-            groups,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-            title=f"{options.model_name}, heads kept, {title}",
-        )
     return folder.path
 
 

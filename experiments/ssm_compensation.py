@@ -22,7 +22,8 @@ from segregation.interventions.compensation import CONTROLS, SETTINGS, possible
 from segregation.prompts.foil import foils
 from segregation.prompts.grid import Grid
 from segregation.prompts.sample import set_aside
-from segregation.runs.fill import fill_generate, fill_loglikelihood
+from segregation.runs.fill import fill_groups, fill_scored_groups
+from segregation.runs.tasks import Group
 
 NEEDLE = 18
 """Tokens of the longest needle: eight of them fit into a short context."""
@@ -69,24 +70,20 @@ def run(options: Options) -> Path:
         Console(stderr=True).print(f"{options.model_name} has {kinds} layers only: {left_out} settings are left out")
     grids = [replace(options.plain, copies=copies) for copies in options.copies]
     grids += [options.far, options.near, options.nearest, options.twice, options.together]
+    written: list[Group] = []
+    scored: list[Group] = []
     for grid, tried in ((options.plain, [*settings, *controls]), *((grid, settings) for grid in grids)):
         plans = [setting.plan for setting in tried]
-        title = f"{options.model_name}, compensation, {grid.lengths[0]} tokens, {grid.copies}x, read {grid.readings}x"
         all_samples = set_aside(grid.samples(model.tokenizer), "compensation")
         others = {foil.metadata["foil_of"]: foil for foil in foils(model.tokenizer, all_samples)}
         samples = [sample for sample in all_samples if sample.id in others]
-        fill_generate(
-            folder,
-            model,
-            samples,
-            plans,
-            max_new_tokens=options.max_new_tokens,
-            batch_size=options.batch_size,
-            title=title,
-        )
-        scored = samples[: options.n_scored]
-        both = [*scored, *(others[sample.id] for sample in scored)]
-        fill_loglikelihood(folder, model, both, plans, batch_size=options.batch_size, title=f"{title}, scored")
+        written.append((samples, plans))
+        chosen = samples[: options.n_scored]
+        scored.append(([*chosen, *(others[sample.id] for sample in chosen)], plans))
+    common = {"batch_size": options.batch_size}
+    title = f"{options.model_name}, compensation"
+    fill_groups(folder, model, written, max_new_tokens=options.max_new_tokens, title=title, **common)
+    fill_scored_groups(folder, model, scored, title=f"{title}, scored", **common)
     return folder.path
 
 

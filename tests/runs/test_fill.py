@@ -8,8 +8,16 @@ from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs import fill
-from segregation.runs.fill import fill_generate, fill_loglikelihood, fill_measurements, missing, open_run
+from segregation.runs import fill, launch
+from segregation.runs.fill import (
+    fill_generate,
+    fill_groups,
+    fill_loglikelihood,
+    fill_measurements,
+    fill_scored_groups,
+    missing,
+    open_run,
+)
 from segregation.runs.record import Record
 from segregation.runs.store import read_manifest
 
@@ -50,10 +58,10 @@ def test_an_interrupted_run_is_filled_up_and_then_complete(
     assert fill_generate(whole, model, samples[:3], PLANS, max_new_tokens=3) == 6
 
     cut = open_run(tmp_path, "cut", model, Options())
-    real = fill.generate
+    real = fill.generate_tasks
     with monkeypatch.context() as patch:
         patch.setattr(
-            fill, "generate", lambda *args, **kwargs: (_stop(i, r) for i, r in enumerate(real(*args, **kwargs)))
+            fill, "generate_tasks", lambda *args, **kwargs: (_stop(i, r) for i, r in enumerate(real(*args, **kwargs)))
         )
         with pytest.raises(KeyboardInterrupt):
             fill_generate(cut, model, samples[:3], PLANS, max_new_tokens=3)
@@ -110,3 +118,35 @@ def _stop(position: int, record: object) -> object:
 def test_a_run_does_not_start_from_a_model_that_carries_a_plan(model: HybridModel, tmp_path: Path) -> None:
     with pytest.raises(RecordError, match="starts from an untouched model, but this one carries AblateHeads"):
         open_run(tmp_path, "one", model.intervene(Plan(AblateHeads())), Options())
+
+
+def test_a_sample_of_several_groups_is_read_once_for_all_of_them(
+    model: HybridModel, samples: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups run as one give what they give apart, with fewer reads."""
+    third = Plan(AblateHeads(during=Phase.GENERATION))
+    groups = [(samples[:3], [Plan()]), (samples[1:2], [third, Plan()]), (samples[2:3], [PLANS[1], third])]
+    choices = [([dataclasses.replace(s, choices=(s.target, "cd")) for s in some], plans) for some, plans in groups]
+    reads: list[int] = []
+    prefill = launch.prefill
+    monkeypatch.setattr(
+        launch, "prefill", lambda m, prompts, *a, **kw: (reads.append(len(prompts)), prefill(m, prompts, *a, **kw))[1]
+    )
+    found, counts = [], []
+    for name, calls in (
+        ("together", [(groups, choices)]),
+        ("apart", [([g], [c]) for g, c in zip(groups, choices, strict=True)]),
+    ):
+        folder = open_run(tmp_path, name, model, Options())
+        fill_generate(folder, model, samples[:1], [Plan()], max_new_tokens=3)  # also measures batching, once
+        reads.clear()
+        for written, scored in calls:
+            fill_groups(folder, model, written, max_new_tokens=3)
+            fill_scored_groups(folder, model, scored)
+        found.append({r.key: (r.tokens, r.loglikelihoods) for r in folder.records()})
+        counts.append(sum(reads))
+    assert found[0].keys() == found[1].keys() and len(found[0]) == 2 * 6
+    for key, (tokens, scores) in found[0].items():
+        assert found[1][key][0] == tokens
+        assert found[1][key][1] is None or scores == pytest.approx(found[1][key][1], abs=1e-5)
+    assert counts[0] < counts[1]

@@ -67,14 +67,15 @@ def capture(
             recorder = Recorder(model, request, max_new_tokens)
             rows = checked_rows(model, lacking, under, max_new_tokens)
             seen = (recorder.watch, recorder.watch if Phase.PREFILL in request.during else None)
-            for row, record in generate_rows(model, lacking, rows, max_new_tokens, batch_size, *seen):
+            own = [sample for sample in lacking for _ in under]
+            for row, record in generate_rows(model, own, rows, max_new_tokens, batch_size, *seen):
                 assert model.tokenizer is not None
                 tensors = recorder.take(row, record.tokens)
                 captured = Captured.of(
                     record,
                     tensors,
                     heads=recorder.heads,
-                    spans=dict(sample_spans(model.tokenizer, lacking[row.index // len(under)]).occurrences),
+                    spans=dict(sample_spans(model.tokenizer, own[row.index]).occurrences),
                     new_tokens=tuple(model.tokenizer.decode([token]) for token in record.tokens),
                 )
                 write_capture(run.path, captured, tensors)

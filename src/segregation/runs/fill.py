@@ -14,12 +14,13 @@ from segregation.interventions.rules import Plan
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Metadata, Sample
 from segregation.runs.batching import Batching, Mode, measure_batching, of_one_length
-from segregation.runs.generate import generate
+from segregation.runs.generate import generate_tasks
 from segregation.runs.launch import equal_lengths
-from segregation.runs.loglikelihood import loglikelihood
+from segregation.runs.loglikelihood import loglikelihood_tasks
 from segregation.runs.progress import progress
 from segregation.runs.record import Kind, Record
 from segregation.runs.store import RunFolder, read_manifest, run_path
+from segregation.runs.tasks import Group, Task, by_sample
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -87,7 +88,7 @@ def fill_generate(
 def fill_groups(
     folder: RunFolder,
     model: HybridModel,
-    groups: Sequence[tuple[Sequence[Sample], Sequence[Plan]]],
+    groups: Sequence[Group],
     *,
     max_new_tokens: int = 40,
     batch_size: int | None = None,
@@ -95,24 +96,27 @@ def fill_groups(
 ) -> int:
     """Generate for several groups of samples, each under plans of its own; how many records were made.
 
+    A sample that several groups have is read once for all of them.
+
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
-
     settings = {"max_new_tokens": max_new_tokens}
     todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "generate", settings)]
     mode = _batching_mode(folder, model, todo)
+    size = 1 if mode == "single" else batch_size
 
-    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
-        size = 1 if mode == "single" else batch_size
+    def run(tasks: list[Task]) -> Iterator[Record]:
         if mode != "bucketed":
-            yield from generate(model, lacking, plans, max_new_tokens=max_new_tokens, batch_size=size)
+            yield from generate_tasks(model, tasks, max_new_tokens=max_new_tokens, batch_size=size)
             return
-        for alike in of_one_length(model, lacking):
+        plans_of = {id(sample): plans for sample, plans in tasks}
+        for alike in of_one_length(model, [sample for sample, _ in tasks]):
+            own = [(sample, plans_of[id(sample)]) for sample in alike]
             with equal_lengths(model):
-                yield from generate(model, alike, plans, max_new_tokens=max_new_tokens, batch_size=size)
+                yield from generate_tasks(model, own, max_new_tokens=max_new_tokens, batch_size=size)
 
-    return _fill(folder, todo, run, title)
+    return _fill(folder, by_sample(todo), run, title)
 
 
 def fill_loglikelihood(
@@ -131,13 +135,29 @@ def fill_loglikelihood(
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
-    todo = missing(folder, samples, plans, "loglikelihood")
+    return fill_scored_groups(folder, model, [(samples, plans)], batch_size=batch_size, title=title)
+
+
+def fill_scored_groups(
+    folder: RunFolder,
+    model: HybridModel,
+    groups: Sequence[Group],
+    *,
+    batch_size: int | None = None,
+    title: str = "log-likelihood",
+) -> int:
+    """Score the choices of several groups of samples, each under plans of its own; how many records were made.
+
+    Raises:
+        RecordError: the samples are not those the folder's records were made from.
+    """
+    todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "loglikelihood")]
     size = batch_size if _batching_mode(folder, model, todo) == "batched" else 1
 
-    def run(lacking: list[Sample], plans: list[Plan]) -> Iterator[Record]:
-        return loglikelihood(model, lacking, plans, batch_size=size)
+    def run(tasks: list[Task]) -> Iterator[Record]:
+        return loglikelihood_tasks(model, tasks, batch_size=size)
 
-    return _fill(folder, todo, run, title)
+    return _fill(folder, by_sample(todo), run, title)
 
 
 def fill_measurements(
@@ -163,7 +183,7 @@ def fill_measurements(
         RecordError: the samples are not those the folder's records were made from.
     """
     lacking = folder.pending(samples, kind="measurement", plan_hash=plan.hash, settings=settings)
-    return _fill(folder, [(lacking, [plan])] if lacking else [], lambda these, _: measure(these), title)
+    return _fill(folder, [(sample, [plan]) for sample in lacking], lambda _: measure(lacking), title)
 
 
 def missing(
@@ -178,9 +198,7 @@ def missing(
     return list(groups.values())
 
 
-def _batching_mode(
-    folder: RunFolder, model: HybridModel, todo: Sequence[tuple[list[Sample], list[Plan]]]
-) -> Mode | None:
+def _batching_mode(folder: RunFolder, model: HybridModel, todo: Sequence[Group]) -> Mode | None:
     """What the manifest says, which is measured if it says nothing yet; ``None`` where nothing is to do."""
     if not todo:
         return None
@@ -191,16 +209,10 @@ def _batching_mode(
     return measured.mode
 
 
-def _fill(
-    folder: RunFolder,
-    todo: Sequence[tuple[list[Sample], list[Plan]]],
-    run: Callable[[list[Sample], list[Plan]], Iterator[Record]],
-    title: str,
-) -> int:
-    total = sum(len(samples) * len(plans) for samples, plans in todo)
+def _fill(folder: RunFolder, tasks: list[Task], run: Callable[[list[Task]], Iterator[Record]], title: str) -> int:
+    total = sum(len(plans) for _, plans in tasks)
     with progress(title, total) as advance:
-        for samples, plans in todo:
-            for record in run(samples, plans):
-                folder.append(record)
-                advance()
+        for record in run(tasks) if tasks else ():
+            folder.append(record)
+            advance()
     return total

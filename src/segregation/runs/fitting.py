@@ -19,6 +19,8 @@ ROWS = 256
 On a CPU, 64, 256 and 1,024 rows of the bundled models wrote 3,100 to 3,700, 4,000 to 4,400 and 4,400 to 4,900 tokens a
 second; and with more rows there are fewer steps at which only some are left.
 """
+WATCHED_ROWS = 64
+"""The same where what rows do is held in memory until they are done."""
 PADDING = 0.1
 """Share of padding up to which prompts are read together on a CPU."""
 CPU_TOKENS = 640

@@ -17,9 +17,10 @@ from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
-from segregation.runs.fitting import fitting_batch_size
+from segregation.runs.fitting import WATCHED_ROWS, fitting_batch_size
 from segregation.runs.launch import Prefills, Row, Watch, Way, batches, dropping, run_rows
 from segregation.runs.record import Record
+from segregation.runs.tasks import Task
 
 
 def generate(
@@ -50,9 +51,19 @@ def generate(
         ModelError: a batch that does not fit into memory, with what it needs.
     """
     samples, plans = listed(samples, plans)
-    rows = checked_rows(model, samples, plans, max_new_tokens)
+    return generate_tasks(
+        model, [(sample, plans) for sample in samples], max_new_tokens=max_new_tokens, batch_size=batch_size
+    )
+
+
+def generate_tasks(
+    model: HybridModel, tasks: Sequence[Task], *, max_new_tokens: int, batch_size: int | None
+) -> Iterator[Record]:
+    """``generate`` where each sample has plans of its own."""
+    rows = checked_task_rows(model, tasks, max_new_tokens)
     longest = max((len(row.prompt) for row in rows), default=1) + max_new_tokens
     batch_size = fitting_batch_size(model, longest, batch_size)
+    samples = [sample for sample, plans in tasks for _ in plans]
     return (record for _, record in generate_rows(model, samples, rows, max_new_tokens, batch_size))
 
 
@@ -88,19 +99,38 @@ def checked_rows(
         PlanError: as ``generate``.
         SampleError: as ``generate``.
     """
+    return checked_task_rows(model, [(sample, plans) for sample in samples], max_new_tokens)
+
+
+def checked_task_rows(model: HybridModel, tasks: Sequence[Task], max_new_tokens: int) -> list[Row]:
+    """``checked_rows`` where each sample has plans of its own.
+
+    Raises:
+        PlanError: as ``generate``.
+        SampleError: as ``generate``.
+    """
     if max_new_tokens < 1:
         raise PlanError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    acted = [whole_plan(model, plan) for plan in plans]
-    compile_plans(model, acted)  # refuse before anything runs
-    for plan in plans:
+    acted = acted_plans(model, tasks)
+    for plan in acted:
         check_decode_positions(plan, max_new_tokens - 1, "generating one token")
-    prompts = [encode_checked(model, sample, max_new_tokens) for sample in samples]
-    return [
-        Row(i * len(plans) + j, prompt, plan, spans)
-        for i, (sample, prompt) in enumerate(zip(samples, prompts, strict=True))
-        for spans in [checked_spans(model, sample, len(prompt), acted)]
-        for j, plan in enumerate(plans)
-    ]
+    rows: list[Row] = []
+    for sample, plans in tasks:
+        prompt = encode_checked(model, sample, max_new_tokens)
+        spans = checked_spans(model, sample, len(prompt), [acted[plan] for plan in plans])
+        rows += [Row(len(rows) + j, prompt, plan, spans) for j, plan in enumerate(plans)]
+    return rows
+
+
+def acted_plans(model: HybridModel, tasks: Sequence[Task]) -> dict[Plan, Plan]:
+    """Every plan of these tasks with what acts under it, as ``whole_plan`` gives it; none impossible on the model.
+
+    Raises:
+        PlanError: one that is.
+    """
+    acted = {plan: whole_plan(model, plan) for _, plans in tasks for plan in plans}
+    compile_plans(model, list(acted.values()))  # refuse before anything runs
+    return acted
 
 
 def encode_checked(model: HybridModel, sample: Sample, new_tokens: int) -> tuple[int, ...]:
@@ -172,19 +202,19 @@ def generate_rows(
     watch: Watch | None = None,
     watch_prefill: Watch | None = None,
 ) -> Iterator[tuple[Row, Record]]:
-    """Each row with its record, batch by batch; what watches reads along after the plans."""
+    """Each row with its record, batch by batch; what watches reads along after the plans. There is a sample a row."""
     prefills = Prefills(model, watch_prefill)
-    n_plans = len(rows) // max(1, len(samples))
-    for batch in batches(model, rows, batch_size):
+    watched = watch is not None or watch_prefill is not None
+    for batch in batches(model, rows, batch_size or (WATCHED_ROWS if watched else None)):
         # what a watch keeps leaves for the user, who may want gradients of what follows
-        with torch.inference_mode() if watch is None and watch_prefill is None else torch.no_grad():
+        with torch.no_grad() if watched else torch.inference_mode():
             tokens = _greedy(model, prefills, batch, max_new_tokens, watch)
         for row in batch:
             assert model.tokenizer is not None
             acted = whole_plan(model, row.plan)
             read = len(row.prompt) + len(tokens[row.index]) - 1
             record = Record.of(
-                samples[row.index // n_plans],
+                samples[row.index],
                 kind="generate",
                 plan=acted.to_json(),
                 plan_hash=acted.hash,

@@ -12,15 +12,15 @@ from segregation.interventions.apply import enter
 from segregation.interventions.binding import check_decode_positions
 from segregation.interventions.recurrent_rules import PatchState
 from segregation.interventions.rules import Plan
-from segregation.interventions.tables import compile_plans
 from segregation.interventions.windows import beyond_window
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
 from segregation.runs.fitting import fitting_batch_size, on_cpu, read_together
-from segregation.runs.generate import checked_spans, described, encode_checked, listed, whole_plan
+from segregation.runs.generate import acted_plans, checked_spans, described, encode_checked, listed, whole_plan
 from segregation.runs.launch import Prefills, Row, batches, dropping, left_padded, run_rows
 from segregation.runs.record import Record
+from segregation.runs.tasks import Task
 
 SHARE_FROM = 64
 """Prompt tokens from which rows whose plans do the same in the prefill may share it, instead of a forward pass each."""
@@ -70,25 +70,29 @@ def loglikelihood(
         ModelError: a batch that does not fit into memory, with what it needs.
     """
     samples, plans = listed(samples, plans)
-    acted = [whole_plan(model, plan) for plan in plans]
-    compile_plans(model, acted)  # refuse before anything runs
+    return loglikelihood_tasks(model, [(sample, plans) for sample in samples], batch_size=batch_size)
+
+
+def loglikelihood_tasks(model: HybridModel, tasks: Sequence[Task], *, batch_size: int | None) -> Iterator[Record]:
+    """``loglikelihood`` where each sample has plans of its own."""
+    acted = acted_plans(model, tasks)
     rows: list[Row] = []
     continuations: list[tuple[int, ...]] = []
-    tasks: list[tuple[Sample, Plan, list[Row]]] = []
-    for sample in samples:
+    scored: list[tuple[Sample, Plan, list[Row]]] = []
+    for sample, plans in tasks:
         choices = [_continuation(model, sample, text) for text in sample.choices or (sample.target,)]
         longest = max(map(len, choices))
         prompt = encode_checked(model, sample, longest - 1)
-        spans = checked_spans(model, sample, len(prompt), acted)
+        spans = checked_spans(model, sample, len(prompt), [acted[plan] for plan in plans])
         for plan in plans:
             check_decode_positions(plan, longest - 1, f"scoring sample {sample.id!r}")
             own = [Row(len(rows) + i, prompt, plan, spans) for i in range(len(choices))]
-            tasks.append((sample, plan, own))
+            scored.append((sample, plan, own))
             rows += own
             continuations += choices
     longest = max((len(row.prompt) + len(continuations[row.index]) for row in rows), default=1)
     batch_size = fitting_batch_size(model, longest, batch_size)
-    return _records(model, tasks, continuations, score_rows(model, rows, continuations, batch_size), batch_size)
+    return _records(model, scored, continuations, score_rows(model, rows, continuations, batch_size), batch_size)
 
 
 def _continuation(model: HybridModel, sample: Sample, text: str) -> tuple[int, ...]:

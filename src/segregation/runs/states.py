@@ -23,8 +23,9 @@ from segregation.models.recurrence import states_after
 from segregation.models.scan_inputs import ScanCall, as_held, check_recurrence, taps
 from segregation.models.states import RecurrentState
 from segregation.prompts.sample import Sample
+from segregation.runs.fitting import WATCHED_ROWS
 from segregation.runs.generate import checked_rows, generate_rows, listed
-from segregation.runs.launch import ROWS, Row
+from segregation.runs.launch import Row
 from segregation.runs.record import Record
 
 MAX_BYTES = 2**30
@@ -87,7 +88,7 @@ def states(
     samples, plans = listed(samples, plans)
     chosen = checked_recurrent_layers(model, layers)
     rows = checked_rows(model, samples, plans, max_new_tokens)
-    batch = min(len(rows), batch_size or ROWS)
+    batch = min(len(rows), batch_size or WATCHED_ROWS)
     wanted = {row.index: _positions(at, len(row.prompt), samples[row.index // len(plans)]) for row in rows}
     early = any(min(wanted[row.index]) < len(row.prompt) - 1 for row in rows)
     if early:
@@ -95,7 +96,13 @@ def states(
     _check_bytes(model, chosen, max(map(len, wanted.values()), default=0) + max_new_tokens - 1, batch, max_bytes)
     reader = _Reader(chosen, wanted)
     runs = generate_rows(
-        model, samples, rows, max_new_tokens, batch_size, reader.watch, reader.watch if early else None
+        model,
+        [sample for sample in samples for _ in plans],
+        rows,
+        max_new_tokens,
+        batch_size,
+        reader.watch,
+        reader.watch if early else None,
     )
     return (reader.take(row, record) for row, record in runs)
 
