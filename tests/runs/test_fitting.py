@@ -67,8 +67,8 @@ def test_nothing_is_refused_where_memory_is_not_known(model, monkeypatch) -> Non
 
 def test_a_cpu_reads_prompts_of_about_one_length_together_up_to_some_tokens(model) -> None:
     assert list(read_together(model, [100, 20, 21, 23, 100, 22])) == [[1, 2, 5], [3], [0, 4]]
-    assert list(read_together(model, [300] * 5)) == [[0, 1], [2, 3], [4]]
-    assert list(read_together(model, [1000, 1001])) == [[0], [1]]
+    assert list(read_together(model, [1200] * 5)) == [[0, 1], [2, 3], [4]]
+    assert list(read_together(model, [2600, 2601])) == [[0], [1]]
 
 
 def test_elsewhere_as_many_are_read_together_as_fit(model, monkeypatch) -> None:

@@ -25,7 +25,7 @@ Kind = Literal["recurrent", "conv", "residual"]
 
 WIDTH = 2**15
 """Numbers of a feature, at most; wider ones are hashed."""
-ROWS = 160
+ROWS = 256
 """Prompts read together when no batch size is given."""
 
 

@@ -31,7 +31,7 @@ CHANNELS: Mapping[Exchanged, tuple[Channel, ...]] = {
     "states": RECURRENT_CHANNELS,
     "keys_values": ATTENTION_CHANNELS,
 }
-ROWS = 96
+ROWS = 256
 """Rows (a sample and what is exchanged) read together when no batch size is given."""
 
 

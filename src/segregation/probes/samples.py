@@ -145,21 +145,18 @@ def labelled(samples: Sequence[Sample], target: Target) -> Labelled:
         SampleError: samples that ``ProbeSamples`` did not make.
     """
     found: list[tuple[int, int, int]] = []
+    blocks = 1 + max((int(sample.metadata.get("block") or 0) for sample in samples), default=0)
     for row, sample in enumerate(samples):
         if sample.metadata.get("task") != "state-probe":
             raise SampleError(f"sample {sample.id!r} was not made by ProbeSamples, so it has no labels; make it there")
         haystack, word, block = (int(sample.metadata[name] or 0) for name in ("haystack", "word", "block"))
-        is_needle, blocks = sample.metadata["about"] == "needle", _blocks(samples)
+        is_needle = sample.metadata["about"] == "needle"
         if target == "identity" and is_needle:
             found.append((row, word, haystack))
         elif target == "presence" and word % blocks == block:
             found.append((row, int(is_needle), block))
     rows, labels, groups = zip(*found, strict=True)
     return Labelled(rows, labels, groups)
-
-
-def _blocks(samples: Sequence[Sample]) -> int:
-    return 1 + max(int(sample.metadata["block"] or 0) for sample in samples)
 
 
 def exchangeable_needles(tokenizer: Tokenizer, n: int, seed: int = 0) -> tuple[list[Needle], list[Needle]]:

@@ -18,8 +18,10 @@ from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, assemble, merge
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans
+from segregation.runs.fitting import CPU_TOKENS, on_cpu
 from segregation.runs.generate import checked_spans, encode_checked, listed, whole_plan
 from segregation.runs.launch import Prompt, prefill
+from segregation.runs.prefill import goes_on
 from segregation.runs.witness import Written, check_read
 from segregation.shapes import Tokens
 
@@ -29,7 +31,8 @@ class Fork:
     """Prompts that were read in part; going on from them leaves what is remembered as it is.
 
     Everything that goes on starts from a copy, so a fork can be used again, in any order. Tokens are fed one at a time,
-    which is exact in every family. A plan acts by position, as in ``generate``: the phases are
+    which is exact in every family, or several where a self-check of the model found that to give the same (on a CPU,
+    without a plan, in rows of one length). A plan acts by position, as in ``generate``: the phases are
     those of the whole prompts, wherever they were cut.
 
     Attributes:
@@ -106,7 +109,7 @@ class Fork:
         Raises:
             ModelError: not one row of tokens for each row, or more positions than the model takes.
         """
-        return replace(self, memory=self._feed(tokens, lambda logits: None))
+        return replace(self, memory=self._feed(tokens, lambda logits: None, self._at_once()))
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits after each of these tokens, of which there are as many in each row.
@@ -118,7 +121,16 @@ class Fork:
         self._feed(tokens, found.append)
         return torch.stack(found, dim=1)
 
-    def _feed(self, tokens: Tokens, see: Callable[[Float[Tensor, "batch d_vocab"]], object]) -> Memory:
+    def _at_once(self) -> int:
+        """How many tokens of each row are fed in one forward where nobody looks at the logits in between."""
+        model, read = self.model, self.read
+        if self.plan.rules or model.carried or len(set(read)) > 1 or not on_cpu(model) or not goes_on(model):
+            return 1
+        return max(1, CPU_TOKENS // len(read))
+
+    def _feed(
+        self, tokens: Tokens, see: Callable[[Float[Tensor, "batch d_vocab"]], object], at_once: int = 1
+    ) -> Memory:
         model, start = self.model, self.memory.lengths
         tokens = tokens.to(start.device)
         if len(tokens) != len(start) or not tokens.shape[1]:
@@ -140,12 +152,13 @@ class Fork:
             make_room(cache, steps)
             lengths = torch.tensor([len(prompt) for prompt in self.prompts], device=start.device)
             model.run.start(lengths, self.spans)
-            for number in range(steps):
+            for number in range(0, steps, at_once):
+                fed = torch.arange(number, min(number + at_once, steps), device=start.device)
                 see(
                     model.hf_model(
-                        input_ids=tokens[:, number : number + 1],
+                        input_ids=tokens[:, fed],
                         attention_mask=mask[:, : width + number + 1].long() if padded else None,
-                        position_ids=(start + number)[:, None],
+                        position_ids=start[:, None] + fed,
                         past_key_values=cache,
                         use_cache=True,
                         logits_to_keep=1,
