@@ -205,7 +205,8 @@ def generate_rows(
     """Each row with its record, batch by batch; what watches reads along after the plans. There is a sample a row."""
     prefills = Prefills(model, watch_prefill)
     watched = watch is not None or watch_prefill is not None
-    for batch in batches(model, rows, batch_size or (WATCHED_ROWS if watched else None)):
+    at_once = WATCHED_ROWS if batch_size is None and watched else batch_size
+    for batch in batches(model, rows, at_once):
         # what a watch keeps leaves for the user, who may want gradients of what follows
         with torch.no_grad() if watched else torch.inference_mode():
             tokens = _greedy(model, prefills, batch, max_new_tokens, watch)
