@@ -13,6 +13,7 @@ from segregation.interventions.binding import check_decode_positions
 from segregation.interventions.recurrent_rules import PatchState
 from segregation.interventions.rules import Plan
 from segregation.interventions.windows import beyond_window
+from segregation.models.checks_outcome import clamps_prefill
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory
 from segregation.prompts.sample import Sample
@@ -175,8 +176,11 @@ def score_rows(
 def _sharing(
     model: HybridModel, rows: Sequence[Row], continuations: Sequence[tuple[int, ...]]
 ) -> set[tuple[object, ...]]:
-    """What is read once for several rows, where that is worth it: fewer tokens are then fed in all."""
-    if not (model.can_batch and model.can_fork):
+    """What is read once for several rows, where that is worth it: fewer tokens are then fed in all.
+
+    Not where a model reads one token by another function than several (``clamps_prefill``): the scores would differ.
+    """
+    if not (model.can_batch and model.can_fork) or clamps_prefill(model):
         return set()
     least = CPU_SHARE_FROM if on_cpu(model) else SHARE_FROM
     groups: dict[tuple[object, ...], list[Row]] = {}
