@@ -38,6 +38,13 @@ def test_products_and_gradients_are_those_of_torch(shape: tuple[int, ...], bias:
 
 
 @needs_onednn
+def test_a_bias_alone_gets_its_gradient() -> None:
+    bias = torch.zeros(3, requires_grad=True)
+    linear(torch.ones(20, 4), torch.ones(3, 4), bias).sum().backward()
+    assert bias.grad is not None and bias.grad.tolist() == [20.0] * 3
+
+
+@needs_onednn
 def test_the_gradient_of_a_gradient_is_that_of_torch() -> None:
     x = torch.randn(20, 4, dtype=torch.float32, requires_grad=True)
     weight = torch.randn(3, 4, requires_grad=True)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segregation.errors import ModelError
+from segregation.models.gradients import needs_grad
 
 Matmuls = Literal["fast", "transformers"]
 """The forms to choose from: by whichever library is faster here, or as transformers calls torch."""
@@ -89,7 +90,7 @@ def linear(
     few = inputs.numel() < LEAST * weight.shape[1]
     if few or inputs.device.type != "cpu" or not inputs.dtype == weight.dtype == torch.float32:
         return functional.linear(inputs, weight, bias)
-    if torch.is_grad_enabled() and (inputs.requires_grad or weight.requires_grad):
+    if needs_grad(inputs, weight, bias):
         return _Linear.apply(inputs, weight, bias)  # type: ignore[no-any-return]
     return _multiply(inputs, weight, bias)
 
