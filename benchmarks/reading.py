@@ -19,7 +19,7 @@ from torch import Tensor
 
 import segregation as sg
 from benchmarks.published import PUBLISHED
-from benchmarks.subjects import subject
+from benchmarks.subjects import MODELS, subject
 from benchmarks.timing import Timed, append, interleaved, table
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory import Memory, merge
@@ -27,7 +27,6 @@ from segregation.runs import fitting
 from segregation.runs.launch import Prompt, Row, run_rows
 from segregation.runs.prefill import prefill
 
-MODELS = ("tiny-recurrentgemma", "tiny-jamba")
 LENGTHS = {"cpu": (24, 64, 200, 512), "cuda": (256, 1024, 4096)}
 BUDGETS = (320, 640, 1280, 2560, 5120)
 """Tokens that a CPU reads together at most."""
@@ -59,11 +58,10 @@ def together(name: str, model: HybridModel, tokens: int, rounds: int, device: st
     """Prompts of this many tokens, read one by one and together."""
     number = 16 if device == "cuda" else max(10, 5120 // tokens)
     prompts = random_prompts(model, tokens + 1, number)
-    found: Found = {}
+    memories: dict[str, Memory] = {}
 
     def read(label: str, groups: list[list[int]]) -> None:
-        memory = merge([prefill(model, [prompts[i] for i in group]) for group in groups])
-        found[label] = last_logits(model, [prompts[i] for group in groups for i in group], memory)
+        memories[label] = merge([prefill(model, [prompts[i] for i in group]) for group in groups])
 
     ways: dict[str, list[list[int]]] = {"one by one": [[i] for i in range(number)]}
     if device == "cuda":
@@ -78,7 +76,9 @@ def together(name: str, model: HybridModel, tokens: int, rounds: int, device: st
         rounds=rounds,
         warm_up=1,
     )
-    return noted(rows, found, number * tokens)
+    return noted(
+        rows, {label: last_logits(model, prompts, memory) for label, memory in memories.items()}, number * tokens
+    )
 
 
 def forms(name: str, rounds: int) -> Iterator[Timed]:
@@ -89,12 +89,11 @@ def forms(name: str, rounds: int) -> Iterator[Timed]:
         "fast scans and products": sg.load_model(name),
     }
     prompts = random_prompts(models["transformers"], 201, 10)
+    ready: dict[str, Memory] = {}
     found: Found = {}
 
-    def read(label: str) -> Memory:
-        memory = prefill(models[label], prompts)
-        found[label] = last_logits(models[label], prompts, memory)
-        return memory
+    def read(label: str) -> None:
+        ready[label] = prefill(models[label], prompts)
 
     def decode(label: str) -> None:
         memory = ready[label].select(torch.arange(ROWS) % len(prompts))
@@ -102,8 +101,10 @@ def forms(name: str, rounds: int) -> Iterator[Timed]:
 
     reads: dict[str, Callable[[], object]] = {label: functools.partial(read, label) for label in models}
     case = f"{name}, 10 prompts of 200 tokens read"
-    yield from noted(interleaved("reading", case, reads, "transformers", rounds=rounds), found, 2000)
-    ready = {label: read(label) for label in models}
+    rows = interleaved("reading", case, reads, "transformers", rounds=rounds)
+    copies = {label: memory.select(torch.arange(len(prompts))) for label, memory in ready.items()}
+    logits = {label: last_logits(models[label], prompts, memory) for label, memory in copies.items()}
+    yield from noted(rows, logits, len(prompts) * 200)
     steps: dict[str, Callable[[], object]] = {label: functools.partial(decode, label) for label in models}
     case = f"{name}, {STEPS} tokens decoded in {ROWS} rows"
     yield from noted(interleaved("reading", case, steps, "transformers", rounds=rounds), found, ROWS * STEPS)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from segregation.interventions.tokens import Step, edit_rows, span_mass
+from segregation.interventions.tokens import Step, edit_rows, mask_rows, span_mass
 
 ROW = [0.5, 0.25, 0.125, 0.125]
 
@@ -108,3 +108,24 @@ def test_span_mass_is_the_weight_of_the_visible_tokens():
     member = torch.tensor([[True, False, True, False]])
     assert span_mass(logs, torch.ones(1, 1, 1, 4, dtype=torch.bool), member).item() == pytest.approx(0.625)
     assert span_mass(logs, torch.tensor([[[[True, True, False, True]]]]), member).item() == 0.5
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("kinds", [("hide",), ("only",), ("nothing",), ("hide", "only"), ("only", "hide", "nothing")])
+def test_a_mask_leaves_the_pattern_that_the_edits_leave(kinds: tuple[str, ...], seed: int) -> None:
+    """Steps that mask, one after the other, on random rows: the same pattern, and the same rows changed."""
+    torch.manual_seed(seed)
+    batch, heads, queries, keys = 2, 3, 6, 8
+    scores, visible = torch.randn(batch, heads, queries, keys), torch.rand(batch, 1, queries, keys) < 0.6
+    logs = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
+    logs = logs.masked_fill(~visible, -torch.inf)  # a row that sees nothing
+    left = visible.expand(scores.shape)
+    inside, ahead = torch.zeros(batch, queries, dtype=torch.bool), torch.zeros(batch, keys, dtype=torch.bool)
+    for kind in kinds:
+        step, member, acts = Step(kind), torch.rand(batch, keys) < 0.4, torch.rand(batch, heads, queries) < 0.7
+        logs, edited = edit_rows(step, logs, visible, member, acts, inside, ahead)
+        left, masked = mask_rows(step, left, member, acts)
+        some = left.any(-1, keepdim=True)
+        assert step.masks and torch.equal(edited & visible.any(-1), masked & visible.any(-1))
+        pattern = scores.masked_fill(some & ~left, -torch.inf).softmax(-1).masked_fill(~some, 0)
+        torch.testing.assert_close(pattern, logs.exp(), atol=1e-6, rtol=0)

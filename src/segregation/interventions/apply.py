@@ -143,17 +143,16 @@ def _edit_tokens(model: HybridModel, layer: int, edit: TokenEdit, call: Attentio
     edits = model.run.edits_of(layer)
     before = edits[: edits.index(edit)]
     edit.prepare(call, before)
-    earlier = [one for one in before if isinstance(one, TokenEdit) and one.masks]
-    masks = earlier if len(earlier) == len(before) else None
+    masks = [one for one in (*before, edit) if isinstance(one, TokenEdit) and one.masks]
     columns = edit.columns
     output, weights = model.attention_output(layer)
     output, weights = output.clone(), None if weights is None else weights.clone()
     for start in range(columns.start, columns.stop, QUERY_CHUNK):
         stop = min(start + QUERY_CHUNK, columns.stop)
         first_key = call.first_key(start)
-        if edit.masks and masks is not None:
+        if len(masks) == len(before) + 1:
             left = call.visible(start, stop)
-            for one in masks:
+            for one in masks[:-1]:
                 left, _ = one.mask(left, start, first_key)
             left, changed = edit.mask(left, start, first_key)
             pattern = call.masked_band(left, start, stop)

@@ -89,11 +89,6 @@ class TokenGroup:
         """Per layer, whether all heads are edited alike."""
         return {layer: bool((acts == acts[..., :1]).all()) for layer, acts in self.acts.items()}
 
-    @property
-    def masks(self) -> bool:
-        """Whether rows are left with some of their keys as if there were no others, which a mask does."""
-        return all(step.masks for step in self.steps)
-
 
 @dataclass(frozen=True)
 class Compiled:

@@ -41,7 +41,6 @@ class Part:
         acts: where, per step.
         named: per step, which prompt positions; the last column is for new ones.
         heads_alike: whether all heads are edited alike.
-        masks: whether a mask does what the steps do.
     """
 
     at: Int[Tensor, " row"]
@@ -49,7 +48,6 @@ class Part:
     acts: Bool[Tensor, "step row pos head"]
     named: Bool[Tensor, "step row position"]
     heads_alike: bool
-    masks: bool
 
     def to(self, device: torch.device) -> "Part":
         """The same on another device."""
@@ -127,7 +125,7 @@ class TokenEdit:
     @property
     def masks(self) -> bool:
         """Whether ``mask`` says all of what is done."""
-        return all(part.masks for part in self.parts)
+        return all(step.masks for part in self.parts for step in part.steps)
 
     def mask(self, visible: Visible, start: int, first_key: int) -> tuple[KeysLeft, RowsChanged]:
         """Which keys each row is left with, and which rows that changes; for edits of which ``masks`` holds."""
@@ -215,7 +213,6 @@ def edits_of_layers(
         for layer in here if len(at) else ():
             acts = group.acts[layer][:, phases[at], own[:, None]]
             if acts.any():
-                parts.setdefault(layer, []).append(
-                    Part(at, group.steps, acts, table[:, first_rows[at]], group.heads_alike[layer], group.masks)
-                )
+                named = table[:, first_rows[at]]
+                parts.setdefault(layer, []).append(Part(at, group.steps, acts, named, group.heads_alike[layer]))
     return {layer: TokenEdit(tuple(own), positions, phases, lengths) for layer, own in parts.items()}

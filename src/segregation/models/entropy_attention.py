@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segregation.errors import ModelError
 from segregation.models.attention import AttentionCall
+from segregation.models.gradients import needs_grad
 from segregation.shapes import PositionMask
 
 NAME = "segregation"
@@ -135,7 +136,7 @@ def attention(
     """
     _check(module, key, attention_mask, dropout, kwargs)
     call = AttentionCall(query, key, value, attention_mask, scaling, sliding_window)
-    keeps_gradients = torch.is_grad_enabled() and any(one.requires_grad for one in (query, key, value))
+    keeps_gradients = needs_grad(query, key, value)
     by_sdpa = keeps_gradients or query.shape[2] == 1
     if by_sdpa and asked is None:
         return _sdpa(module, call), None

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from segregation.models.gradients import needs_grad
 
 Room = tuple[Tensor, Tensor]
 """Buffers of which a layer's keys and values are the beginning."""
@@ -68,7 +69,7 @@ def _with_room(tensor: Tensor, tokens: int) -> Tensor:
 
 def _appended(layer: Any, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
     """All keys and values with these behind them; ``None`` where the layer's are not in its room, or it is full."""
-    if layer.room is None or (torch.is_grad_enabled() and (keys.requires_grad or values.requires_grad)):
+    if layer.room is None or needs_grad(keys, values):
         return None
     old, new = layer.keys.shape[-2], layer.keys.shape[-2] + keys.shape[-2]
     grown = []

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from segregation.errors import ModelError
 from segregation.models.continuing import form_under_way, scan_under_way, start_scans_from_cache
 from segregation.models.family import Family
+from segregation.models.gradients import needs_grad
 from segregation.models.scan_linear import linear_scan
 from segregation.models.scan_mamba import fast_selective_scan, fast_selective_step
 from segregation.models.scans import rg_lru_scan, selective_scan
@@ -71,7 +72,7 @@ def put_scans(family: Family, mixers: Sequence[nn.Module], scans: Scans) -> None
             kernel = getattr(room, name, None)
             if kernel is not None and not getattr(kernel, "keeps_to_reference", False):
                 kernel = reference_on_cpu(kernel)
-                setattr(room, name, _PUT.get(name, lambda same: same)(kernel))
+                setattr(room, name, _PUT[name](kernel) if name in _PUT else kernel)
     if family.scan == "mamba":
         start_scans_from_cache(mixers, _MAMBA[scans])
 
@@ -133,7 +134,7 @@ def _chosen_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(original)
     def step(state: Tensor, *args: Any, **options: Any) -> Any:
-        if form_under_way() is not _mamba_fast or state.device.type != "cpu":
+        if form_under_way() is not _mamba_fast:
             return original(state, *args, **options)
         return fast_selective_step(original, state, *args, **options)
 
@@ -146,7 +147,7 @@ _Form = Callable[[Callable[..., Any], Tensor | None, tuple[Tensor, ...], Mapping
 
 def _mamba_fast(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
     compiled = inputs[0].device.type != "cpu" and _has_mamba_ssm()
-    if initial is None and (compiled or _needs_grad(inputs) or options.get("use_mambapy")):
+    if initial is None and (compiled or needs_grad(*inputs) or options.get("use_mambapy")):
         return original(*inputs, **options)
     return fast_selective_scan(*inputs, initial=initial, **options)
 
@@ -170,9 +171,5 @@ _RG_LRU: Mapping[Scans, Any] = {"fast": _rg_lru_fast, "audit": _rg_lru_audit, "t
 _MAMBA: Mapping[Scans, _Form] = {"fast": _mamba_fast, "audit": _mamba_audit, "transformers": _mamba_transformers}
 
 
-def _needs_grad(tensors: Iterable[Tensor]) -> bool:
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def _plain(*tensors: Tensor) -> bool:
-    return not _needs_grad(tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
+    return not needs_grad(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from segregation.models import scan_compiled, scan_triton
+from segregation.models.gradients import needs_grad
 from segregation.shapes import PositionMask
 
 BLOCK = 2**18
@@ -37,8 +38,7 @@ def linear_scan(
     >>> linear_scan(a, x, torch.tensor([[False, False, False, True]]), torch.ones(1, 1)).flatten().tolist()
     [1.5, 1.75, 1.875, 1.0]
     """
-    tensors = (factors, writes, initial)
-    if torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors):
+    if needs_grad(factors, writes, initial):
         return _LinearScan.apply(factors, writes, resets, initial)  # type: ignore[no-any-return]
     return _states(factors, writes, resets, initial)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import silu, softplus
 
 from segregation.models import scan_compiled
+from segregation.models.gradients import needs_grad
 from segregation.models.scan_linear import BLOCK, linear_scan, scan_in_place
 from segregation.shapes import PositionMask
 
@@ -42,15 +43,12 @@ def fast_selective_scan(
     [[[2.0, 3.0]]]
     """
     tensors = (hidden_states, dt, A, B, C)
-    if not scan_compiled.available(*tensors, initial) or _needs_grad(*tensors, initial):
+    if not scan_compiled.available(*tensors, initial) or needs_grad(*tensors, initial):
         return selective_scan_in_blocks(*tensors, resets, initial, **options)
     x, step = hidden_states.mT.float(), _step(dt.mT.float(), options)
     output, state = scan_compiled.selective_scan(x, step, A.float(), B.mT.float(), C.mT.float(), resets, initial)
-    if options.get("D") is not None:
-        output.addcmul_(x, options["D"].float())
-    if options.get("z") is not None:
-        output.mul_(silu(options["z"].mT.float()))
-    output = output.to(hidden_states.dtype).mT
+    gate = None if options.get("z") is None else options["z"].mT
+    output = _read_out(output, x, options.get("D"), gate).to(hidden_states.dtype).mT
     return (output, state) if options.get("return_last_state") else output
 
 
@@ -71,13 +69,11 @@ def fast_selective_step(
     """
     tensors = (hidden_states, dt, A, B, C)
     in_fp32 = all(tensor.dtype == torch.float32 for tensor in (state, *tensors)) and state.is_contiguous()
-    if not in_fp32 or not scan_compiled.available(state, *tensors) or _needs_grad(state, *tensors):
+    if not in_fp32 or not scan_compiled.available(state, *tensors) or needs_grad(state, *tensors):
         return update(state, *tensors, D, **options)  # type: ignore[no-any-return]
     names = {"delta_bias": options.get("dt_bias"), "delta_softplus": options.get("dt_softplus")}
     output = scan_compiled.selective_step(hidden_states, _step(dt, names), A, B, C, state)
-    if D is not None:
-        output.addcmul_(hidden_states, D.float())
-    return output if options.get("z") is None else output.mul_(silu(options["z"]))
+    return _read_out(output, hidden_states, D, options.get("z"))
 
 
 def selective_scan_in_blocks(
@@ -114,10 +110,7 @@ def selective_scan_in_blocks(
             decay = decay.masked_fill(resets.T[block, :, None, None], 0)
         states, state = _scan(decay, (step * x)[..., None] * keys[block, :, None].float(), state)
         output = torch.matmul(reads[block, :, None].float(), states.mT)[:, :, 0]
-        if options.get("D") is not None:
-            output = output + x * options["D"].float()
-        if gate is not None:
-            output = output * silu(gate[block].float())
+        output = _read_out(output, x, options.get("D"), None if gate is None else gate[block])
         outputs.append(output.to(hidden_states.dtype))
     output = torch.cat(outputs).permute(1, 2, 0)
     return (output, state) if options.get("return_last_state") else output
@@ -129,12 +122,14 @@ def _step(step: Tensor, options: Any) -> Tensor:
     return softplus(step) if options.get("delta_softplus") else step
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+def _read_out(output: Tensor, x: Tensor, skip: Tensor | None, gate: Tensor | None) -> Tensor:
+    if skip is not None:
+        output = output + x * skip.float()
+    return output if gate is None else output * silu(gate.float())
 
 
 def _scan(decay: Tensor, writes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    if not _needs_grad(decay, writes, state) and decay.device.type == "cpu":
+    if not needs_grad(decay, writes, state) and decay.device.type == "cpu":
         return writes, scan_in_place(decay, writes, state).clone()
     states = linear_scan(decay.flatten(1)[None], writes.flatten(1)[None], None, state.flatten()[None])
     states = states.view_as(writes)

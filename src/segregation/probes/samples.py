@@ -145,10 +145,11 @@ def labelled(samples: Sequence[Sample], target: Target) -> Labelled:
         SampleError: samples that ``ProbeSamples`` did not make.
     """
     found: list[tuple[int, int, int]] = []
-    blocks = 1 + max((int(sample.metadata.get("block") or 0) for sample in samples), default=0)
-    for row, sample in enumerate(samples):
+    for sample in samples:
         if sample.metadata.get("task") != "state-probe":
             raise SampleError(f"sample {sample.id!r} was not made by ProbeSamples, so it has no labels; make it there")
+    blocks = 1 + max((int(sample.metadata["block"] or 0) for sample in samples), default=0)
+    for row, sample in enumerate(samples):
         haystack, word, block = (int(sample.metadata[name] or 0) for name in ("haystack", "word", "block"))
         is_needle = sample.metadata["about"] == "needle"
         if target == "identity" and is_needle:

@@ -32,8 +32,8 @@ class Fork:
 
     Everything that goes on starts from a copy, so a fork can be used again, in any order. Tokens are fed one at a time,
     which is exact in every family, or several where a self-check of the model found that to give the same (on a CPU,
-    without a plan, in rows of one length). A plan acts by position, as in ``generate``: the phases are
-    those of the whole prompts, wherever they were cut.
+    without a plan, in rows of one length). A plan acts by position, as in ``generate``: the phases are those of the
+    whole prompts, wherever they were cut.
 
     Attributes:
         model: what read them.
@@ -109,7 +109,8 @@ class Fork:
         Raises:
             ModelError: not one row of tokens for each row, or more positions than the model takes.
         """
-        return replace(self, memory=self._feed(tokens, lambda logits: None, self._at_once()))
+        at_once = self._at_once() if tokens.shape[1] > 1 else 1
+        return replace(self, memory=self._feed(tokens, lambda logits: None, at_once))
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits after each of these tokens, of which there are as many in each row.

@@ -215,6 +215,7 @@ class Dropping:
 
 AT_ONCE = Dropping()
 ON_CPU = Dropping(share=0.125)
+"""Running on computes the eighth that is done; dropping it copies what is remembered of the other seven."""
 ON_GPU = Dropping(every=8)
 """Asking a GPU which rows are done makes it wait.
 

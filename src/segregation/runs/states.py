@@ -89,21 +89,14 @@ def states(
     chosen = checked_recurrent_layers(model, layers)
     rows = checked_rows(model, samples, plans, max_new_tokens)
     batch = min(len(rows), batch_size or WATCHED_ROWS)
-    wanted = {row.index: _positions(at, len(row.prompt), samples[row.index // len(plans)]) for row in rows}
+    own = [sample for sample in samples for _ in plans]
+    wanted = {row.index: _positions(at, len(row.prompt), own[row.index]) for row in rows}
     early = any(min(wanted[row.index]) < len(row.prompt) - 1 for row in rows)
     if early:
         check_recurrence(model)
     _check_bytes(model, chosen, max(map(len, wanted.values()), default=0) + max_new_tokens - 1, batch, max_bytes)
     reader = _Reader(chosen, wanted)
-    runs = generate_rows(
-        model,
-        [sample for sample in samples for _ in plans],
-        rows,
-        max_new_tokens,
-        batch_size,
-        reader.watch,
-        reader.watch if early else None,
-    )
+    runs = generate_rows(model, own, rows, max_new_tokens, batch_size, reader.watch, reader.watch if early else None)
     return (reader.take(row, record) for row, record in runs)
 
 
