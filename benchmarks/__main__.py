@@ -54,7 +54,8 @@ CPU = (
     Entry("peers", 90, ("--rounds", "5")),
     Entry("throughput", 240, ("--rounds", "2")),
     Entry("scaling", 300, ("--rounds", "2")),
-    Entry("sweep", 150, ("--prompts", "3")),
+    Entry("sweep", 400, ("--prompts", "10", "--rounds", "1")),
+    Entry("reading", 240),
     Entry("depths", 90, ("--rounds", "3")),
     Entry("scans", 150, ("--rounds", "3"), "lines"),
     Entry(
@@ -69,8 +70,9 @@ GPU = (
     Entry("speed_gpu", 240),
     Entry("scaling", 200, ("--device", "cuda", "--models", "google/recurrentgemma-2b", "tiny-jamba", *_LONG)),
     Entry("throughput", 150, ("--device", "cuda")),
+    Entry("reading", 120, ("--device", "cuda")),
     Entry("scans", 120, ("--device", "cuda"), "lines"),
-    Entry("entropy_gpu", 180, ("--tokens", "4096", "32768"), "lines"),
+    Entry("entropy_gpu", 280, ("--tokens", "4096", "32768"), "lines"),
 )
 
 
