@@ -6,7 +6,8 @@ Run it with ``python -m benchmarks.reading``, on a GPU with ``--device cuda``. T
 - on a CPU, a batch of prompts read and 64 rows decoded, with the matrix products and scans of transformers, and with
   the fast ones of this package (``scans`` and ``matmuls`` of ``sg.load_model``).
 
-Weights are random on a GPU, the bundled ones on a CPU; logits after the prompts are compared with those of the base.
+Weights of published models are random, and they have the first comparison only. Logits after the prompts are compared
+with those of the base.
 """
 
 import argparse
@@ -110,10 +111,15 @@ def forms(name: str, rounds: int) -> Iterator[Timed]:
     yield from noted(interleaved("reading", case, steps, "transformers", rounds=rounds), found, ROWS * STEPS)
 
 
-def last_logits(model: HybridModel, prompts: Sequence[Prompt], memory: Memory, steps: int = 1) -> Tensor:
-    """The logits after the last of so many tokens, of which the first is the prompts' last, and others do not depend.
+def opened(name: str, device: str) -> HybridModel:
+    """A published model with random weights, or a bundled one."""
+    return subject(name, device=device).model if name in PUBLISHED else sg.load_model(name, device_map=device)
 
-    Every row is fed the token 9 after its prompt, so that rounding decides nothing.
+
+def last_logits(model: HybridModel, prompts: Sequence[Prompt], memory: Memory, steps: int = 1) -> Tensor:
+    """The logits after the last of so many tokens: the prompts' last one, then 9 in every row.
+
+    So that what is read does not depend on logits, which rounding may decide.
     """
     seen: list[Tensor] = []
 
@@ -147,13 +153,13 @@ def main() -> None:
         torch.set_num_threads(1)
     for name in options.models or (MODELS if options.device == "cpu" else ("google/recurrentgemma-2b",)):
         with torch.inference_mode():
-            model = subject(name, device=options.device).model if name in PUBLISHED else sg.load_model(name)
+            model = opened(name, options.device)
             rows = [
                 row
                 for tokens in LENGTHS[options.device]
                 for row in together(name, model, tokens, options.rounds, options.device)
             ]
-            if options.device == "cpu":
+            if options.device == "cpu" and name not in PUBLISHED:
                 rows += forms(name, options.rounds)
         if options.out is not None:
             append(options.out, rows)

@@ -8,8 +8,8 @@ prompts of one length, on the bundled hybrids. The ways:
 - ``traced``: ``model.intervene(plan).generate`` for every prompt and k;
 - ``sg.generate``: all prompts and plans handed over at once.
 
-Each is called once before, on a prompt or two. Tokens are compared row by row with those of ``one by one``. Beside the time that passed stands that of the processor,
-which tells more where others use it as well.
+Each is called once before, on a prompt or two. Tokens are compared row by row with those of ``one by one``. Beside the
+time that passed stands that of the processor, which tells more where others use it as well.
 """
 
 import argparse

@@ -92,7 +92,7 @@ def edited_by_definition(pattern: Tensor, rule, names: set[int], window: int | N
                 if isinstance(rule, BalanceTokens):
                     over = kept
                     if not rule.causal and phase_of(i) == Phase.PREFILL:
-                        over = kept | {j for j in names if phase_of(j) == Phase.PREFILL}
+                        over = kept | {j for j in names if phase_of(j) == Phase.PREFILL and j > i}
                     rows = [i]
                     if rule.summed_over == "prefill" and phase_of(i) == Phase.PREFILL:
                         rows = [r for r in range(n) if phase_of(r) == Phase.PREFILL]
@@ -465,3 +465,13 @@ def test_plans_that_act_in_other_phases_and_layers_are_scored_together(model: Hy
         for plan in plans:
             (alone,) = loglikelihood(model, [sample], plan)
             assert small[plan.hash] == pytest.approx(alone.loglikelihoods, abs=2e-4)
+
+
+def test_what_left_the_window_is_not_given_back_whatever_the_padding(tokenizer: object) -> None:
+    """Queries are edited in chunks, whose keys begin where the first one's window does: rows must not see where."""
+    model = HybridModel(random_module("recurrentgemma"), tokenizer, {})
+    text = "abcdefgh ijkl" * 9
+    short, long = (dataclasses.replace(SAMPLE, prompt=text[:n], spans={"needle": ((35, 41),)}) for n in (90, 110))
+    plan = Plan(BalanceTokens("needle", causal=False, during=Phase.PREFILL))
+    together = [one.loglikelihoods for one in loglikelihood(model, [short, dataclasses.replace(long, id="long")], plan)]
+    assert together[0] == pytest.approx(next(iter(loglikelihood(model, [short], plan))).loglikelihoods, abs=1e-4)

@@ -18,7 +18,7 @@ def edit(step: Step, rows: list[list[float]], member: list[int], *, prefill: boo
     named[0, member] = True
     acts = torch.ones(pattern.shape[:3], dtype=torch.bool)
     inside = torch.full((1, pattern.shape[2]), prefill)
-    ahead = torch.ones_like(named)
+    ahead = torch.ones_like(named)[:, None]
     logs, changed = edit_rows(step, pattern.log(), seen, named, acts, inside, ahead, totals)
     return logs.exp()[0, 0], changed[0, 0].tolist()
 
@@ -85,7 +85,7 @@ def test_a_row_is_renormalised_exactly_when_nearly_all_of_it_is_hidden():
     everywhere = torch.ones(1, 1, 1, 3, dtype=torch.bool)
     member = torch.tensor([[True, False, False]])
     acts = everywhere[..., 0]
-    got, _ = edit_rows(Step("hide"), logs, everywhere, member, acts, torch.zeros(1, 1, dtype=torch.bool), member)
+    got, _ = edit_rows(Step("hide"), logs, everywhere, member, acts, torch.zeros(1, 1, dtype=torch.bool), member[None])
     assert close(got.exp()[0, 0, 0], [0, 0.25, 0.75])
 
 
@@ -96,7 +96,8 @@ def test_rows_that_do_not_act_are_untouched_bit_for_bit():
     acts = torch.rand(2, 3, 5, generator=generator) < 0.5
     member = torch.rand(2, 7, generator=generator) < 0.5
     for kind in ("hide", "only", "balance", "nothing"):
-        got, changed = edit_rows(Step(kind), logs, visible, member, acts, torch.ones(2, 5, dtype=torch.bool), member)
+        inside = torch.ones(2, 5, dtype=torch.bool)
+        got, changed = edit_rows(Step(kind), logs, visible, member, acts, inside, member[:, None])
         assert torch.equal(changed, acts)
         assert torch.equal(got[~acts], logs[~acts])
         sums = got[acts].exp().sum(-1)
@@ -120,7 +121,7 @@ def test_a_mask_leaves_the_pattern_that_the_edits_leave(kinds: tuple[str, ...], 
     logs = scores.masked_fill(~visible, -torch.inf).log_softmax(-1)
     logs = logs.masked_fill(~visible, -torch.inf)  # a row that sees nothing
     left = visible.expand(scores.shape)
-    inside, ahead = torch.zeros(batch, queries, dtype=torch.bool), torch.zeros(batch, keys, dtype=torch.bool)
+    inside, ahead = torch.zeros(batch, queries, dtype=torch.bool), torch.zeros(batch, 1, keys, dtype=torch.bool)
     for kind in kinds:
         step, member, acts = Step(kind), torch.rand(batch, keys) < 0.4, torch.rand(batch, heads, queries) < 0.7
         logs, edited = edit_rows(step, logs, visible, member, acts, inside, ahead)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from segregation.models.growing import GrowingLayer, make_room
+from segregation.models.growing import GrowingLayer, GrowingWindowLayer, make_room
 from segregation.models.memory import Memory
 
 
@@ -29,7 +29,7 @@ def filled(layer: DynamicLayer, tokens: int) -> DynamicLayer:
 def test_a_layer_with_room_grows_as_one_without(make, room: int, at_once: int) -> None:
     own, ours = filled(make(), 5), filled(make(), 5)
     make_room(cache_of(ours), room)
-    assert type(ours) is not type(own)
+    assert (type(ours) is not type(own)) == (getattr(own, "sliding_window", 10**9) > 6)
     for step in range(6):
         new = keys(at_once, seed=step + 1)
         for mine, theirs in zip(ours.update(new, 2 * new), own.update(new, 2 * new), strict=True):
@@ -46,6 +46,17 @@ def test_what_is_appended_is_not_copied_while_there_is_room() -> None:
         layer.update(keys(1, step), keys(1, step))
         places.append(layer.keys.data_ptr())
     assert places[0] == places[1] != places[2]
+
+
+def test_a_window_takes_room_for_no_more_than_it_keeps_and_gives_it_back() -> None:
+    layer = filled(DynamicSlidingWindowLayer(9), 5)
+    make_room(cache_of(layer), 40)
+    assert isinstance(layer, GrowingWindowLayer) and layer.room is not None and layer.room[0].shape[-2] == 8
+    for step in range(6):
+        layer.update(keys(1, step), keys(1, step))
+    assert layer.room is None and layer.keys.untyped_storage().nbytes() <= 4 * 2 * 3 * 9 * 4
+    make_room(cache_of(layer), 40)
+    assert layer.room is None
 
 
 def test_two_caches_never_share_a_buffer_to_write_to() -> None:

@@ -1,5 +1,7 @@
 """Products by oneDNN are those of torch to rounding, with gradients, in whole models, and by choice."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
@@ -12,9 +14,7 @@ from segregation.models import matmuls
 from segregation.models.matmuls import Linear, check_matmuls, linear, run_experts, use_matmuls
 from tests.conftest import random_module
 
-needs_onednn = pytest.mark.skipif(
-    not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this build of torch has no oneDNN"
-)
+needs_onednn = pytest.mark.skipif(not matmuls.HAS_ONEDNN, reason="this build of torch has no oneDNN")
 
 
 @needs_onednn
@@ -55,6 +55,31 @@ def test_the_gradient_of_a_gradient_is_that_of_torch() -> None:
     assert_close(found[0], found[1], atol=1e-2, rtol=1e-3)
 
 
+def test_a_bias_may_be_a_view() -> None:
+    x, weight, bias = torch.randn(40, 64), torch.randn(50, 64), torch.randn(100)[::2]
+    assert_close(linear(x, weight, bias), nn.functional.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
+
+
+def test_what_torch_alone_derives_or_casts_goes_to_torch() -> None:
+    x, weight = torch.randn(40, 64), torch.randn(50, 64)
+
+    def loss(form: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        return lambda weight: form(x, weight).square().mean()
+
+    gradients = [torch.func.grad(loss(form))(weight) for form in (linear, nn.functional.linear)]
+    assert_close(*gradients)
+    tangents = [
+        torch.func.jvp(loss(form), (weight,), (x[:1].expand(50, -1),))[1] for form in (linear, nn.functional.linear)
+    ]
+    assert_close(*tangents)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+        assert torch.autograd.forward_ad.unpack_dual(linear(dual, weight)).tangent is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+
+
+@needs_onednn
 def test_what_is_no_fp32_or_not_on_a_cpu_goes_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> torch.Tensor:
         raise AssertionError("oneDNN was called")

@@ -232,6 +232,52 @@ def test_gradients_flow_through_whole_models_as_without_us(family: str, form, bu
     assert_close(ours, theirs, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("scans", ["fast", "audit", "transformers"])
+def test_the_bias_of_the_step_alone_gets_its_gradient(scans, build) -> None:
+    """Nothing else wants one: in one call, and going on from a cache that was filled without."""
+    model = build("jamba")
+    use_scans(model, scans)
+    module = model.hf_model.requires_grad_(False)
+    bias = module.model.layers[0].mamba.dt_proj.bias.requires_grad_()
+    ids, found = torch.arange(3, 43)[None], []
+    for start in (0, 20):
+        cache = None
+        if start:
+            with torch.no_grad():
+                cache = module(ids[:, :start], use_cache=True).past_key_values
+        logits = module(ids[:, start:], past_key_values=cache, use_cache=bool(start)).logits[:, 20 - start :]
+        found.append(torch.autograd.grad(logits[:, :20].square().mean(), bias)[0])
+    stock = random_module("jamba").requires_grad_(False)
+    true = stock.model.layers[0].mamba.dt_proj.bias.requires_grad_()
+    stock(ids, use_cache=False).logits[:, 20:40].square().mean().backward()
+    assert_close(found[0], true.grad, atol=1e-5, rtol=1e-3)
+    assert found[1].abs().sum() > 0
+
+
+def test_loops_are_compiled_also_where_nothing_can_be_kept_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def njit(function, cache: bool = False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return scan_compiled.numba.core.decorators.njit(function, **options)
+
+    monkeypatch.setattr(scan_compiled.numba, "njit", njit)
+    loop = scan_compiled._compiled(lambda x: x + 1)
+    assert loop(2) == 3
+
+
+def test_forward_mode_derivatives_pass_through_the_scan() -> None:
+    a, x, _, _ = inputs(1, 5, 20)
+    tangents = (torch.ones_like(a), torch.zeros_like(x))
+    mine = torch.func.jvp(linear_scan, (a, x), tangents)[1]
+    assert_close(
+        mine, torch.func.jvp(lambda a, x: by_steps(a, x, None, None), (a, x), tangents)[1], atol=1e-4, rtol=1e-4
+    )
+
+
+def test_no_tokens_are_no_states() -> None:
+    assert scan_compiled.linear_scan(torch.ones(2, 0, 3), torch.ones(2, 0, 3)).shape == (2, 0, 3)
+
+
 def test_compiled_kernels_are_not_given_tensors_of_a_cpu() -> None:
     def reference(x, scale=1, **rest):
         return x * scale

@@ -6,6 +6,7 @@ import pytest
 from segregation.errors import RecordError
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import AblateHeads, Plan
+from segregation.interventions.token_rules import HideTokens, OnlyTokens
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.runs import fill, launch
@@ -150,3 +151,16 @@ def test_a_sample_of_several_groups_is_read_once_for_all_of_them(
         assert found[1][key][0] == tokens
         assert found[1][key][1] is None or scores == pytest.approx(found[1][key][1], abs=1e-5)
     assert counts[0] < counts[1]
+
+
+def test_samples_that_differ_in_their_spans_are_run_as_two(model: HybridModel, tmp_path: Path) -> None:
+    one = Sample(id="s", prompt="abcdefgh ijkl abcd efgh", target="xy", spans={"needle": ((0, 6),)})
+    other = dataclasses.replace(one, spans={"needle": ((9, 16),)})
+    groups = [([one], [Plan(HideTokens("needle"))]), ([other], [Plan(OnlyTokens("needle"))])]
+    found = []
+    for name, calls in (("together", [groups]), ("apart", [[group] for group in groups])):
+        folder = open_run(tmp_path, name, model, Options())
+        for call in calls:
+            fill_scored_groups(folder, model, call)
+        found.append([record.loglikelihoods for record in folder.records()])
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5) and found[0][1] == pytest.approx(found[1][1], abs=1e-5)

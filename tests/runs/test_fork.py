@@ -105,6 +105,21 @@ def test_channels_of_two_runs_are_mixed_and_seen_to_be_read(any_scan: HybridMode
     assert torch.equal(runs.logits(tokens.expand(2, -1))[0], clean)
 
 
+def test_shorter_rows_of_a_fork_are_mixed_without_the_padding_of_longer_ones(any_scan: HybridModel) -> None:
+    both, alone = fork(any_scan, SAMPLES[:2], [20, 6]), fork(any_scan, SAMPLES[1], 6)
+    mixed = both.mixed({channel: [1] for channel in ("keys", "values", "recurrent", "conv")})
+    tokens = torch.tensor([[5, 6, 7, 8]])
+    assert torch.allclose(mixed.logits(tokens), alone.logits(tokens), atol=1e-5)
+    assert torch.allclose(mixed.read_on(tokens[:, :2]).logits(tokens[:, 2:]), alone.logits(tokens)[:, 2:], atol=1e-5)
+
+
+def test_a_channel_that_a_layer_has_not_is_nothing(any_scan: HybridModel) -> None:
+    one = fork(any_scan, SAMPLES[0], 6)
+    recurrent, attention = any_scan.recurrent_layers[0], any_scan.attention_layers[0]
+    assert one.remembered(recurrent, "keys", [0]) is None
+    assert one.remembered(attention, "recurrent", [0]) is None
+
+
 def test_a_mixed_memory_is_that_of_plain_tensors_put_together(any_scan: HybridModel) -> None:
     """By hand: two caches filled by plain forwards, the second's keys replaced by the first's, layer by layer."""
     other = replace(SAMPLES[0], prompt="the dog ran on the mat and slept all day")

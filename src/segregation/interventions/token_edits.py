@@ -105,6 +105,9 @@ class TokenEdit:
             own, seen = logs[part.at], visible if len(visible) == 1 else visible[part.at]
             touched = torch.zeros_like(changed[part.at])
             position = self._key_positions(part.at, first_key, first_key + logs.shape[-1])
+            ahead = (position < self.lengths[part.at][:, None] - 1)[:, None] & (
+                position[:, None] > self.positions[part.at][:, start:stop, None]
+            )
             for which, (step, named, acts) in enumerate(zip(part.steps, part.named, part.acts, strict=True)):
                 totals = self.totals.get((number, which))
                 own, now = edit_rows(
@@ -114,7 +117,7 @@ class TokenEdit:
                     self._member(part.at, named, position),
                     acts[:, start:stop].transpose(1, 2),
                     prefill[part.at],
-                    position < self.lengths[part.at][:, None] - 1,
+                    ahead,
                     None if totals is None else totals[:, :, start:stop],
                 )
                 touched = touched | now

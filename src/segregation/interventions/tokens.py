@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from segregation.shapes import KeysLeft, LogPattern, RowMask, RowsChanged, Visible
+from segregation.shapes import KeysAhead, KeysLeft, LogPattern, RowMask, RowsChanged, Visible
 
 Kind = Literal["hide", "only", "balance", "nothing"]
 
@@ -45,7 +45,7 @@ def edit_rows(
     member: Bool[Tensor, "batch src"],
     acts: RowMask,
     prefill: Bool[Tensor, "batch dest"],
-    ahead: Bool[Tensor, "batch src"],
+    ahead: KeysAhead,
     totals: Float[Tensor, "batch head dest"] | None = None,
 ) -> tuple[LogPattern, RowMask]:
     """The log-pattern after a step, and the rows that it changed; all others are as they were, bit for bit.
@@ -57,14 +57,15 @@ def edit_rows(
         member: the tokens N that the rule names.
         acts: the rows that the rule is about.
         prefill: which rows are in ``PREFILL``.
-        ahead: the keys that rows of ``PREFILL`` may be given though they are still to come, where ``causal`` is off:
-            those in ``PREFILL`` themselves, so that it does not matter in how many pieces a prompt is read.
+        ahead: the keys that a row of ``PREFILL`` may be given though they are still to come, where ``causal`` is off:
+            later ones that are in ``PREFILL`` themselves, so that it does not matter in how many pieces a prompt is
+            read.
         totals: ln of the summed weight that each row shares out, for ``summed_over="prefill"``.
 
     >>> logs = torch.tensor([[[[0.5, 0.25, 0.25]]]]).log()
     >>> visible, acts = torch.ones(1, 1, 1, 3, dtype=torch.bool), torch.ones(1, 1, 1, dtype=torch.bool)
     >>> member, prefill = torch.tensor([[True, False, False]]), torch.zeros(1, 1, dtype=torch.bool)
-    >>> edit_rows(Step("hide"), logs, visible, member, acts, prefill, member)[0].exp().tolist()
+    >>> edit_rows(Step("hide"), logs, visible, member, acts, prefill, member[None])[0].exp().tolist()
     [[[[0.0, 0.5, 0.5]]]]
     """
     if step.kind == "nothing":
@@ -76,7 +77,7 @@ def edit_rows(
     left = usable.any(-1)
     acts = acts & (left if step.causal else left | prefill[:, None, :])
     if step.kind == "balance":
-        over = usable if step.causal else usable | (named & prefill[:, None, :, None] & ahead[:, None, None, :])
+        over = usable if step.causal else usable | (named & (prefill[..., None] & ahead)[:, None])
         mass = torch.zeros_like(logs[..., 0])
         if not step.renormalize:
             mass = totals if totals is not None else logs.masked_fill(~usable, -torch.inf).logsumexp(-1)

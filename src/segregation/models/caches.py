@@ -77,7 +77,8 @@ def kept_states(cache: Any, layer: int) -> tuple[Tensor | None, Tensor | None]:
         state = cache.linear_cache[layer] if layer < len(cache.linear_cache) else None
         return None, state if isinstance(state, Tensor) else None
     kept = cache.layers[layer]
-    return kept.conv_states[0], kept.recurrent_states[0]
+    conv, recurrent = (getattr(kept, name, None) or {} for name in ("conv_states", "recurrent_states"))
+    return conv.get(0), recurrent.get(0)
 
 
 def keep_state(cache: Any, layer: int, channel: str, state: Tensor) -> None:

@@ -25,17 +25,19 @@ def read_channel(
 ) -> Tensor | None:
     """What a layer remembers, itself and not a copy: in this cache, or in ``held``, which is what modules hold now.
 
-    ``None`` where nothing has been remembered yet. Keys and values are ``batch kv_head pos d_head``, aligned at the
-    right; states have the batch first.
+    ``None`` where nothing has been remembered yet, or the layer has no such channel. Keys and values are ``batch
+    kv_head pos d_head``, aligned at the right; states have the batch first.
     """
     if channel in RECURRENT_CHANNELS and model.family.held_states:
+        if layer not in model.recurrent_layers:
+            return None
         now = held_states([_mixer(model, layer)], model.family.held_states)[0]
         conv, recurrent = now if held is None else held[model.recurrent_layers.index(layer)]
         return recurrent if channel == "recurrent" else conv
     if cache is None or layer >= len(cache.layers):
         return None
     if channel in ATTENTION_CHANNELS:
-        found = getattr(cache.layers[layer], channel)
+        found = getattr(cache.layers[layer], channel, None)
         return found if isinstance(found, Tensor) and found.numel() else None
     from segregation.models.caches import kept_states
 

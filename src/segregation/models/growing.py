@@ -20,6 +20,7 @@ class GrowingLayer(DynamicLayer):
         """Append keys and values (``batch kv_head pos d_head``); all of them."""
         grown = _appended(self, key_states, value_states)
         if grown is None:
+            self.room = None
             return super().update(key_states, value_states, *args, **kwargs)
         self.keys, self.values = grown
         return grown
@@ -36,6 +37,7 @@ class GrowingWindowLayer(DynamicSlidingWindowLayer):
         fits = held + key_states.shape[-2] < self.sliding_window and not self.record_past
         grown = _appended(self, key_states, value_states) if fits else None
         if grown is None:
+            self.room = None
             return super().update(key_states, value_states, *args, **kwargs)
         self.cumulative_length += key_states.shape[-2]
         self.keys, self.values = grown
@@ -50,13 +52,17 @@ def make_room(cache: Any, tokens: int) -> None:
     """Take room for so many more tokens in the layers of a cache that are plainly keys and values.
 
     Only for a cache that nobody else holds, since what is appended to one of two that share a buffer is seen by both.
-    Memory is that of the keys at the end; without room it is twice that during each step.
+    Memory is that of the keys at the end; without room it is twice that during each step. A layer that keeps a window
+    takes room until that is full, and gives it back then.
     """
     for layer in cache.layers:
         if type(layer) in _GROWING and isinstance(layer.keys, Tensor) and layer.keys.numel():
+            length, window = layer.keys.shape[-2], getattr(layer, "sliding_window", None)
+            fitting = tokens if window is None else min(tokens, window - 1 - length)
+            if fitting < 1:
+                continue
             layer.__class__ = _GROWING[type(layer)]
-            layer.room = _with_room(layer.keys, tokens), _with_room(layer.values, tokens)
-            length = layer.keys.shape[-2]
+            layer.room = _with_room(layer.keys, fitting), _with_room(layer.values, fitting)
             layer.keys, layer.values = (buffer[..., :length, :] for buffer in layer.room)
 
 

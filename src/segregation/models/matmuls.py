@@ -2,7 +2,8 @@
 
 torch multiplies fp32 matrices by MKL, which runs at half speed on CPUs that have AVX-512 and are not Intel's: on an AMD
 EPYC of family 26 it reached 115 GFLOP/s a core, and oneDNN, which torch ships as well, 250. Both compute in fp32; what
-they give differs by rounding. Which is used depends on the CPU alone, and stands in the model's description.
+they give differs by rounding. Whether oneDNN is used depends on the CPU, and stands in the model's description; single
+products stay with torch where they are of few rows, or where derivatives are taken otherwise than by ``backward``.
 """
 
 import functools
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segregation.errors import ModelError
-from segregation.models.gradients import needs_grad
+from segregation.models.gradients import needs_grad, transformed
 
 Matmuls = Literal["fast", "transformers"]
 """The forms to choose from: by whichever library is faster here, or as transformers calls torch."""
 
+HAS_ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")
+"""Whether this build of torch has the operation."""
 LEAST = 16
 """Rows of fewer than this are multiplied by torch: a call of oneDNN takes 10 microseconds more."""
 EXPERTS = "segregation"
@@ -42,7 +45,7 @@ def helps() -> bool:
     cpu = Path("/proc/cpuinfo")
     return (
         torch.backends.mkl.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and HAS_ONEDNN
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and cpu.exists()
         and "GenuineIntel" not in cpu.read_text()
@@ -57,7 +60,7 @@ def use_matmuls(module: nn.Module, matmuls: Matmuls) -> str:
     if matmuls == "transformers" or not helps() or module.device.type != "cpu" or module.dtype != torch.float32:
         return "torch"
     for part in module.modules():
-        if type(part) is nn.Linear:
+        if type(part) is nn.Linear and type(part.weight) is nn.Parameter:
             part.__class__ = Linear
     config: Any = module.config
     experts = [part for part in module.modules() if hasattr(part, "_apply_gate")]
@@ -82,13 +85,17 @@ def linear(
     weight: Float[Tensor, "d_out d_in"],
     bias: Float[Tensor, " d_out"] | None = None,
 ) -> Float[Tensor, "*batch d_out"]:
-    """``inputs @ weight.T + bias`` by oneDNN, with gradients; by torch for few rows, or another device or dtype.
+    """``inputs @ weight.T + bias`` by oneDNN, with gradients; by torch where that has to be.
+
+    That is for few rows, in a build without oneDNN, on another device or in another dtype, under autocast, and under
+    ``torch.func`` or forward-mode derivatives.
 
     >>> linear(torch.ones(32, 2), torch.tensor([[1.0, 2.0]]))[0].item()
     3.0
     """
-    few = inputs.numel() < LEAST * weight.shape[1]
-    if few or inputs.device.type != "cpu" or not inputs.dtype == weight.dtype == torch.float32:
+    few = inputs.numel() < LEAST * weight.shape[1] or not HAS_ONEDNN
+    other = inputs.device.type != "cpu" or not inputs.dtype == weight.dtype == torch.float32
+    if few or other or torch.is_autocast_enabled("cpu") or transformed():
         return functional.linear(inputs, weight, bias)
     if needs_grad(inputs, weight, bias):
         return _Linear.apply(inputs, weight, bias)  # type: ignore[no-any-return]
@@ -119,6 +126,7 @@ def _plain(experts: Any) -> bool:
 
 
 def _multiply(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    bias = None if bias is None else bias.contiguous()  # it reads the bias as if it were
     return torch.ops.mkldnn._linear_pointwise(inputs, weight, bias, "none", [], "")  # type: ignore[no-any-return]
 
 

@@ -147,19 +147,24 @@ _Form = Callable[[Callable[..., Any], Tensor | None, tuple[Tensor, ...], Mapping
 
 def _mamba_fast(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
     compiled = inputs[0].device.type != "cpu" and _has_mamba_ssm()
-    if initial is None and (compiled or needs_grad(*inputs) or options.get("use_mambapy")):
+    if initial is None and (compiled or needs_grad(*inputs, options.get("delta_bias")) or options.get("use_mambapy")):
         return original(*inputs, **options)
     return fast_selective_scan(*inputs, initial=initial, **options)
 
 
 def _mamba_audit(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
-    if inputs[0].dtype == torch.float32 and not options.get("use_mambapy") and _plain(*inputs):
+    if inputs[0].dtype == torch.float32 and not options.get("use_mambapy") and _plain(*inputs, *_bias(options)):
         return selective_scan(*inputs, initial=initial, **options)
     return _mamba_transformers(original, initial, inputs, options)
 
 
 def _mamba_transformers(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
     return original(*inputs, **options) if initial is None else fast_selective_scan(*inputs, initial=initial, **options)
+
+
+def _bias(options: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    bias = options.get("delta_bias")
+    return () if bias is None else (bias,)
 
 
 @functools.cache

@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from segregation.models.gradients import transformed
 from segregation.shapes import PositionMask
 
+numba: Any
 try:
     import numba
 except ImportError:  # the scans run in PyTorch
@@ -32,10 +34,16 @@ if numba is not None:
     _C5, _C6, _C7 = F(8.3334519073e-3), F(1.3981999507e-3), F(1.9875691500e-4)
     _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
-    _loop = numba.njit(cache=True, fastmath={"contract"}, error_model="numpy")
+    def _compiled(function: Any, *fastmath: str) -> Any:
+        """The function compiled at its first call, kept on disk where numba finds a folder that it may write to."""
+        options = {"fastmath": set(fastmath), "error_model": "numpy"}
+        try:
+            return numba.njit(inspect.unwrap(function), cache=True, **options)
+        except RuntimeError:  # it finds none: a read-only file system, no home
+            return numba.njit(inspect.unwrap(function), **options)
 
     def _exp_of(x):  # type: ignore
-        """exp(x) to 1e-7 of itself between -87 and 88, and as at these beyond: by the polynomial of Cephes' expf.
+        """exp(x) to 1.2e-7 of itself between -87 and 88, and as at these beyond: by the polynomial of Cephes' expf.
 
         A library's exp keeps the loop around it from being vectorised.
         """
@@ -62,7 +70,7 @@ if numba is not None:
                     h[i] = a[i] * last[i] + x[i]
                 last = h
 
-    _walk = _loop(inspect.unwrap(_walk_rows))
+    _walk = _compiled(_walk_rows, "contract")
 
     def _update_line(rate, dt, wrote, key, read, state, output):  # type: ignore
         """One number of the state of every channel: its own function, so that arrays are known to be lines."""
@@ -71,7 +79,7 @@ if numba is not None:
             state[i] = new
             output[i] += new * read
 
-    _update = _loop(inspect.unwrap(_update_line))
+    _update = _compiled(_update_line, "contract")
 
     def _select_rows(inputs, steps, rates, keys, reads, resets, state, outputs):  # type: ignore
         """h_t = exp(A dt_t) h_{t-1} + dt_t B_t x_t, y_t = h_t C_t, row by row; the state is used up."""
@@ -86,7 +94,7 @@ if numba is not None:
                 for n in range(rates.shape[0]):
                     _update(rates[n], dt, wrote, keys[row, t, n], reads[row, t, n], state[row, n], y)
 
-    _select = _loop(inspect.unwrap(_select_rows))
+    _select = _compiled(_select_rows, "contract")
 
     def _make_step(d_state):  # type: ignore
         """The loop for a state of this many numbers a channel, which is what lets it be vectorised."""
@@ -104,21 +112,19 @@ if numba is not None:
                         output += new * read[n]
                     outputs[row, i] = output
 
-        loop = inspect.unwrap(step_rows)
-        jit = numba.njit(cache=True, fastmath={"contract", "reassoc", "nsz"}, error_model="numpy")  # type: ignore
-        return jit(loop)
+        return _compiled(step_rows, "contract", "reassoc", "nsz")
 
     _step_of = functools.cache(_make_step)
 
 
 def available(*tensors: Tensor | None) -> bool:
-    """Whether these can go through the compiled loops: plain tensors on a CPU, with numba installed.
+    """Whether these can go through the compiled loops: plain tensors on a CPU, with numba, and no ``torch.func``.
 
     >>> available(torch.ones(1, device="meta"))
     False
     """
     given = [tensor for tensor in tensors if tensor is not None]
-    return numba is not None and all(
+    return (numba is not None and not transformed()) and all(
         tensor.device.type == "cpu" and type(tensor) in (Tensor, torch.nn.Parameter) for tensor in given
     )
 
@@ -136,6 +142,8 @@ def linear_scan(
     [1.5, 1.75, 1.875, 1.0]
     """
     batch, length, width = writes.shape
+    if not length:
+        return torch.empty(writes.shape)
     last = torch.zeros(batch, width) if initial is None else initial
     mask, parts = _mask(resets, batch, length), []
     ready = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (factors, writes))

@@ -43,7 +43,8 @@ def fast_selective_scan(
     [[[2.0, 3.0]]]
     """
     tensors = (hidden_states, dt, A, B, C)
-    if not scan_compiled.available(*tensors, initial) or needs_grad(*tensors, initial):
+    bias = options.get("delta_bias")
+    if not scan_compiled.available(*tensors, initial, bias) or needs_grad(*tensors, initial, bias):
         return selective_scan_in_blocks(*tensors, resets, initial, **options)
     x, step = hidden_states.mT.float(), _step(dt.mT.float(), options)
     output, state = scan_compiled.selective_scan(x, step, A.float(), B.mT.float(), C.mT.float(), resets, initial)
@@ -67,11 +68,11 @@ def fast_selective_step(
 
     The arguments and the result are those of transformers' ``mamba_selective_state_update``, which is ``update``.
     """
-    tensors = (hidden_states, dt, A, B, C)
+    tensors, bias = (hidden_states, dt, A, B, C), options.get("dt_bias")
     in_fp32 = all(tensor.dtype == torch.float32 for tensor in (state, *tensors)) and state.is_contiguous()
-    if not in_fp32 or not scan_compiled.available(state, *tensors) or needs_grad(state, *tensors):
+    if not in_fp32 or not scan_compiled.available(state, *tensors, bias) or needs_grad(state, *tensors, bias):
         return update(state, *tensors, D, **options)  # type: ignore[no-any-return]
-    names = {"delta_bias": options.get("dt_bias"), "delta_softplus": options.get("dt_softplus")}
+    names = {"delta_bias": bias, "delta_softplus": options.get("dt_softplus")}
     output = scan_compiled.selective_step(hidden_states, _step(dt, names), A, B, C, state)
     return _read_out(output, hidden_states, D, options.get("z"))
 

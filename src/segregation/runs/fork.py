@@ -11,7 +11,7 @@ from segregation.errors import ModelError, SampleError
 from segregation.interventions.apply import enter
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
-from segregation.models.channels import Channel, read_channel
+from segregation.models.channels import RECURRENT_CHANNELS, Channel, read_channel
 from segregation.models.checks_outcome import Check
 from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel
@@ -98,9 +98,15 @@ class Fork:
                 )
         parts = {channel: self.memory.select(self._index(of)) for channel, of in rows.items()}
         memory = assemble(keys=parts["keys"], values=parts["values"], recurrent=parts["recurrent"], conv=parts["conv"])
-        found = self._with_rows(rows["keys"], memory)
+        found = self._with_rows(rows["keys"], memory.trimmed())
+        width = int(found.memory.lengths.max())
+
+        def written(layer: int, channel: Channel) -> Tensor | None:
+            own = self.remembered(layer, channel, rows[channel])
+            return own if own is None or channel in RECURRENT_CHANNELS else own[..., -width:, :]
+
         if not self.model.carried:
-            found._see_read(lambda layer, channel: self.remembered(layer, channel, rows[channel]))
+            found._see_read(written)
         return found
 
     def read_on(self, tokens: Tokens) -> "Fork":

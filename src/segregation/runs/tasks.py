@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 from segregation.interventions.rules import Plan
 from segregation.prompts.sample import Sample
@@ -22,6 +23,6 @@ def by_sample(groups: Iterable[Group]) -> list[Task]:
     found: dict[str, tuple[Sample, dict[Plan, None]]] = {}
     for samples, plans in groups:
         for sample in samples:
-            key = json.dumps([sample.id, sample.prompt, sample.target, sample.choices, sample.metadata], default=str)
+            key = json.dumps(asdict(sample), default=str, sort_keys=True)
             found.setdefault(key, (sample, {}))[1].update(dict.fromkeys(plans))
     return [(sample, list(plans)) for sample, plans in found.values()]
