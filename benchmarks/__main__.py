@@ -50,17 +50,17 @@ class Entry:
 
 
 CPU = (
-    Entry("overhead", 480, ("--rounds", "2")),
-    Entry("peers", 90, ("--rounds", "5")),
-    Entry("throughput", 240, ("--rounds", "2")),
-    Entry("scaling", 300, ("--rounds", "2")),
-    Entry("sweep", 400, ("--prompts", "10", "--rounds", "1")),
-    Entry("reading", 240),
-    Entry("depths", 90, ("--rounds", "3")),
-    Entry("scans", 150, ("--rounds", "3"), "lines"),
+    Entry("overhead", 900, ("--rounds", "2")),
+    Entry("peers", 200, ("--rounds", "5")),
+    Entry("throughput", 500, ("--rounds", "2")),
+    Entry("scaling", 600, ("--rounds", "2")),
+    Entry("sweep", 900, ("--prompts", "10", "--rounds", "1")),
+    Entry("reading", 600),
+    Entry("depths", 200, ("--rounds", "3")),
+    Entry("scans", 400, ("--rounds", "3"), "lines"),
     Entry(
         "entropy",
-        240,
+        600,
         (*("--models", "tiny-recurrentgemma", "tiny-jamba"), *("--tokens", "1024", "4096"), *("--rounds", "3")),
         "lines",
     ),
