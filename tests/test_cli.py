@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from segregation.cli import main
+from segregation.errors import INTERRUPTED, refusing
 from segregation.interventions.phase import Phase
 from segregation.interventions.rules import KeepTopHeads, Plan
 from segregation.models.source import bundled_models
@@ -168,3 +169,9 @@ def test_importing_loads_nothing_heavy_before_it_is_used() -> None:
         "assert not heavy, heavy"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_interrupted_command_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit, refusing():
+        raise KeyboardInterrupt
+    assert exit.value.code == INTERRUPTED and capsys.readouterr().err.count("\n") == 1

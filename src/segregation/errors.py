@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 BAD_INPUT = 2
 """Exit code for input that is refused."""
+INTERRUPTED = 130
+"""Exit code where the user stopped the command."""
 
 
 class SegregationError(ValueError):
@@ -38,7 +40,9 @@ class ScoreError(SegregationError):
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turn refused input into one line on standard error and exit code 2; other errors keep their traceback.
+    """Turn refused input into one line on standard error and exit code 2, and Ctrl-C into one and exit code 130.
+
+    Other errors keep their traceback.
 
     >>> with refusing():
     ...     raise PlanError("k must be in 0..10, got 32")
@@ -50,3 +54,6 @@ def refusing() -> Iterator[None]:
     except SegregationError as error:
         print(f"segregation: {error}", file=sys.stderr)
         raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        print("segregation: interrupted; what a run folder has by now is kept", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None

@@ -4,12 +4,12 @@ from weakref import WeakKeyDictionary
 
 import pytest
 
-from segregation.errors import ModelError
+from segregation.errors import ModelError, PlanError
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory_needed import remembered
 from segregation.prompts.sample import Sample
 from segregation.runs import fitting
-from segregation.runs.fitting import fitting_batch_size, needs, read_together
+from segregation.runs.fitting import check_batch_size, fitting_batch_size, needs, read_together
 from segregation.runs.generate import generate
 from segregation.runs.loglikelihood import loglikelihood
 
@@ -96,3 +96,9 @@ def test_over_several_gpus_reading_has_the_fullest_one_and_rows_are_spread(model
     assert fitting_batch_size(model, length, 8) == 8  # each GPU remembers half of a row
     with pytest.raises(ModelError, match=r"batch_size=9 rows .* use batch_size=8 or less"):
         fitting_batch_size(model, length, 9)
+
+
+@pytest.mark.parametrize("size", [0, -3, 2.5, "8", True])
+def test_a_batch_size_is_a_number_of_rows(size: object) -> None:
+    with pytest.raises(PlanError, match="whole number of at least 1 row"):
+        check_batch_size(size)

@@ -157,7 +157,7 @@ def test_refusals_come_before_anything_runs(build, samples, model):
         generate(model, samples, max_new_tokens=0)
     with pytest.raises(PlanError, match=r"k must be in 0\.\.4"):
         generate(model, samples, Plan(KeepTopHeads(9)))
-    with pytest.raises(PlanError, match="batch_size must be at least 1 row, got 0"):
+    with pytest.raises(PlanError, match="batch_size must be a whole number of at least 1 row, got 0"):
         list(generate(model, samples, batch_size=0))
     small = build("jamba", max_position_embeddings=24)
     with pytest.raises(SampleError, match=r"sample '22': a prompt of 23 tokens and 4 new ones need 27 positions"):

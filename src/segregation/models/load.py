@@ -17,7 +17,7 @@ from segregation.models.hybrid import HybridModel
 from segregation.models.matmuls import Matmuls, check_matmuls, use_matmuls
 from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
 from segregation.models.provenance import kernels, unread_tensors, versions, weights_sha256
-from segregation.models.scan_choice import Scans, use_scans
+from segregation.models.scan_choice import Scans, check_scans, use_scans
 from segregation.models.source import Source, find_source
 
 
@@ -67,6 +67,7 @@ def load_model(
     check_dtype(dtype)
     check_device_map(device_map)
     check_matmuls(matmuls)
+    check_scans(scans)
     quantizing.check_quantization(quantization, runs_on(device_map))
     source = find_source(name_or_path, revision)
     common = {**source.options(), "trust_remote_code": trust_remote_code}

@@ -41,6 +41,16 @@ _KERNELS = (
 """What transformers' modelling files call the functions for which it finds compiled kernels, where they have them."""
 
 
+def check_scans(scans: str) -> None:
+    """Refuse what is no form.
+
+    Raises:
+        ModelError: with the forms there are.
+    """
+    if scans not in get_args(Scans):
+        raise ModelError(f"scans must be one of {', '.join(map(repr, get_args(Scans)))}, got {scans!r}")
+
+
 def use_scans(model: "HybridModel", scans: str) -> None:
     """Let the recurrent layers of a model, and of everything intervened from it, scan in this form from now on.
 
@@ -49,8 +59,7 @@ def use_scans(model: "HybridModel", scans: str) -> None:
     Raises:
         ModelError: no such form.
     """
-    if scans not in get_args(Scans):
-        raise ModelError(f"scans must be one of {', '.join(map(repr, get_args(Scans)))}, got {scans!r}")
+    check_scans(scans)
     mixers = [model.mixer(layer)._module for layer in model.recurrent_layers]
     put_scans(model.family, mixers, cast(Scans, scans))
     if model.family.scan in ("rg_lru", "mamba"):

@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from segregation.errors import ModelError
+from segregation.errors import ModelError, PlanError
 from segregation.models.attention import QUERY_CHUNK
 from segregation.models.hybrid import HybridModel
 from segregation.models.memory_needed import RESIDUAL, SCORE_COPIES, WIDEST, remembered
@@ -100,6 +100,20 @@ def _gpus(model: HybridModel) -> list[torch.device]:
     return [device for device in devices if device.type == "cuda"]
 
 
+def check_batch_size(batch_size: object) -> None:
+    """Refuse a batch size that is none.
+
+    Raises:
+        PlanError: no whole number, or one below 1.
+
+    >>> check_batch_size(None), check_batch_size(8)
+    (None, None)
+    """
+    if batch_size is None or (isinstance(batch_size, int) and not isinstance(batch_size, bool) and batch_size >= 1):
+        return
+    raise PlanError(f"batch_size must be a whole number of at least 1 row, got {batch_size!r}; leave it out for {ROWS}")
+
+
 def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) -> int | None:
     """The batch size to run with: the given one, or fewer than ``ROWS`` rows where these would not fit.
 
@@ -109,8 +123,10 @@ def fitting_batch_size(model: HybridModel, tokens: int, batch_size: int | None) 
         batch_size: what was asked for; ``None`` leaves it open.
 
     Raises:
+        PlanError: no whole number of rows, or none.
         ModelError: the given batch, or one row alone, needs more memory than there is.
     """
+    check_batch_size(batch_size)
     free = free_bytes(model)
     if free is None:
         return batch_size

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segregation.errors import ModelError, SampleError
+from segregation.errors import ModelError, PlanError, SampleError
 from segregation.interventions.apply import enter
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
@@ -222,6 +222,10 @@ def fork(
         PlanError: a plan that is impossible on this model.
         SampleError: a prompt that does not fit, has no such number of tokens, or lacks a span that a rule names.
     """
+    if isinstance(n_tokens, Plan):
+        raise PlanError(
+            "fork takes how many tokens to read before the plan; give the plan by name: fork(..., plan=plan)"
+        )
     samples, _ = listed(samples, plan)
     if not samples:
         raise SampleError("there is nothing to read: give at least one sample")

@@ -67,6 +67,9 @@ def generate_tasks(
     return (record for _, record in generate_rows(model, samples, rows, max_new_tokens, batch_size))
 
 
+_MAKE = {Plan: "sg.Plan(rule)", Sample: 'sg.Sample(id="a", prompt="...", target="...")'}
+
+
 def listed(samples: Any, plans: Any) -> tuple[list[Sample], list[Plan]]:
     """Samples and plans as lists; a lone one of either is a list of it.
 
@@ -81,12 +84,11 @@ def listed(samples: Any, plans: Any) -> tuple[list[Sample], list[Plan]]:
     plans = [plans] if isinstance(plans, Plan) else plans
     for kind, given, error in ((Sample, samples, SampleError), (Plan, plans, PlanError)):
         if isinstance(given, str) or not isinstance(given, Iterable):
-            raise error(f"give {kind.__name__}s, one or a list of them, got {given!r:.100}")
+            raise error(f"give {kind.__name__}s, one or a list of them, got {given!r:.100}; make one: {_MAKE[kind]}")
     samples, plans = list(samples), list(plans)
     for kind, given, error in ((Sample, samples, SampleError), (Plan, plans, PlanError)):
         if wrong := [one for one in given if not isinstance(one, kind)]:
-            what = "sg.Plan(rule)" if kind is Plan else 'sg.Sample(id="a", prompt="...", target="...")'
-            raise error(f"{wrong[0]!r:.100} is no {kind.__name__}; make one: {what}")
+            raise error(f"{wrong[0]!r:.100} is no {kind.__name__}; make one: {_MAKE[kind]}")
     return samples, plans
 
 

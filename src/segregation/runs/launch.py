@@ -18,7 +18,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from segregation.errors import PlanError
 from segregation.interventions.apply import enter
 from segregation.interventions.phase import Phase
 from segregation.interventions.recurrent_rules import AblateRecurrent
@@ -28,7 +27,7 @@ from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel, Intervention
 from segregation.models.memory import Memory, merge
 from segregation.prompts.spans import TokenSpans
-from segregation.runs.fitting import ROWS, on_cpu, read_together
+from segregation.runs.fitting import ROWS, check_batch_size, on_cpu, read_together
 from segregation.runs.prefill import acts_alike, goes_on, left_padded, prefill, prefill_pieces
 from segregation.runs.prefix_tree import FORWARD, Piece, Prompt, prefix_tree, tokens_read
 
@@ -90,8 +89,7 @@ def batches(model: HybridModel, rows: Sequence[Row], batch_size: int | None) -> 
     Raises:
         PlanError: a batch size below 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise PlanError(f"batch_size must be at least 1 row, got {batch_size}; leave it out for {ROWS}")
+    check_batch_size(batch_size)
     size = (batch_size or ROWS) if model.can_batch and model.can_fork else 1
     for _, group in groupby(rows, key=lambda row: len(row.prompt) == 1):  # a one-token prompt has no prefill to merge
         same = list(group)
