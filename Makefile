@@ -1,4 +1,5 @@
-# Two commands matter: `make reproduce` and `make test`. Both set up .venv first, with pip alone.
+# Two commands matter: `make reproduce` and `make test`. Both set up .venv first, with pip alone; Python compiles what it
+# imports, and not all of the 21,000 files there are.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,8 +19,8 @@ $(SETUP): pyproject.toml constraints.txt
 	  echo "segregation needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." \
 	       "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet '$(TORCH)'
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile '$(TORCH)'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e '.[dev]'
 	@touch $@
 
 test: $(SETUP) ## run the test suite (GPU tests are skipped, and listed, without a GPU)
