@@ -111,7 +111,7 @@ def test_heads_kept_by_what_attention_measures_are_those_of_sdpa(
     measuring.hf_model.set_attn_implementation("sdpa")
     expected = logits(measuring.intervene(plan))
     assert again == [score] * len(measuring.attention_layers)
-    noise = 3e-6 * max(1.0, float(expected.abs().max()))
+    noise = 1e-5 * max(1.0, float(expected.abs().max()))  # 6e-6 was seen where torch has AVX2 alone
     assert (measured - expected).abs().max() < noise < (measured - base).abs().max()
 
 
