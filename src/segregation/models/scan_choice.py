@@ -162,18 +162,17 @@ def _mamba_fast(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor
 
 
 def _mamba_audit(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
-    if inputs[0].dtype == torch.float32 and not options.get("use_mambapy") and _plain(*inputs, *_bias(options)):
+    if (
+        inputs[0].dtype == torch.float32
+        and not options.get("use_mambapy")
+        and _plain(*inputs, options.get("delta_bias"))
+    ):
         return selective_scan(*inputs, initial=initial, **options)
     return _mamba_transformers(original, initial, inputs, options)
 
 
 def _mamba_transformers(original: Callable[..., Any], initial: Any, inputs: tuple[Tensor, ...], options: Any) -> Any:
     return original(*inputs, **options) if initial is None else fast_selective_scan(*inputs, initial=initial, **options)
-
-
-def _bias(options: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    bias = options.get("delta_bias")
-    return () if bias is None else (bias,)
 
 
 @functools.cache
@@ -185,5 +184,5 @@ _RG_LRU: Mapping[Scans, Any] = {"fast": _rg_lru_fast, "audit": _rg_lru_audit, "t
 _MAMBA: Mapping[Scans, _Form] = {"fast": _mamba_fast, "audit": _mamba_audit, "transformers": _mamba_transformers}
 
 
-def _plain(*tensors: Tensor) -> bool:
-    return not needs_grad(*tensors) and all(tensor.device.type == "cpu" for tensor in tensors)
+def _plain(*tensors: Tensor | None) -> bool:
+    return not needs_grad(*tensors) and all(tensor is None or tensor.device.type == "cpu" for tensor in tensors)
