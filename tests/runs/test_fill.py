@@ -1,4 +1,5 @@
 import dataclasses
+import warnings
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,14 @@ def test_samples_that_differ_in_their_spans_are_run_as_two(model: HybridModel, t
             fill_scored_groups(folder, model, call)
         found.append([record.loglikelihoods for record in folder.records()])
     assert found[0][0] == pytest.approx(found[1][0], abs=1e-5) and found[0][1] == pytest.approx(found[1][1], abs=1e-5)
+
+
+def test_targets_that_cannot_be_written_whole_are_warned_of(model: HybridModel, tmp_path: Path) -> None:
+    samples = [Sample(id=text, prompt="abc", target=text) for text in ("xyz", "xyzzy", "uvwxyz")]
+    folder = open_run(tmp_path, "one", model, Options())
+    with pytest.warns(UserWarning, match="2 of 3 different targets have up to 6 tokens, more than max_new_tokens=4"):
+        fill_generate(folder, model, samples, [Plan()], max_new_tokens=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fill_generate(folder, model, samples, [Plan()], max_new_tokens=6)
+        fill_generate(folder, model, samples, [Plan()], max_new_tokens=4)  # nothing is left to be written

@@ -68,8 +68,17 @@ def test_an_exception_in_the_middle_leaves_model_and_fork_as_they_were(any_scan:
     one = fork(any_scan, SAMPLES[0], 10)
     tokens = torch.tensor([[5, 6, 7]])
     before, untouched = one.logits(tokens), whole(any_scan, [5, 6, 7])
-    with pytest.raises(IndexError):
-        one.logits(torch.tensor([[5, 6, any_scan.d_vocab + 3]]))
+    calls: list[int] = []
+
+    def stop(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise InterruptedError
+
+    handle = any_scan.hf_model.get_output_embeddings().register_forward_pre_hook(stop)
+    with pytest.raises(InterruptedError):
+        one.logits(tokens)
+    handle.remove()
     assert torch.equal(one.logits(tokens), before)
     assert torch.equal(whole(any_scan, [5, 6, 7]), untouched)
 
@@ -171,8 +180,17 @@ def test_what_cannot_be_forked_is_refused(model: HybridModel, build: Callable[..
     one = fork(model, SAMPLES[0], 10)
     with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got \[1\]"):
         one.expand([1])
-    with pytest.raises(ModelError, match="1 rows and goes on with one token or more in each, got"):
-        one.logits(torch.zeros(2, 1, dtype=torch.long))
+    for wrong in ([], [-1]):
+        with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got"):
+            one.expand(wrong)
+    for ill_typed in (1, "0", [0.0]):  # the test run's type checks would answer first
+        with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got"):
+            one._check_rows(ill_typed)
+    for go_on in (one.logits, one.read_on):
+        with pytest.raises(ModelError, match=r"here are 1 rows, .* got one of \(2, 1\)"):
+            go_on(torch.zeros(2, 1, dtype=torch.long))
+        with pytest.raises(ModelError, match=rf"0 to {model.d_vocab - 1}; got 3 to {model.d_vocab}"):
+            go_on(torch.tensor([[3, model.d_vocab]]))
     with pytest.raises(ModelError, match="not: conv, recurrent"):
         one.mixed({"keys": [0], "values": [0]})
     both = fork(model, SAMPLES, [10, 5])

@@ -1,7 +1,11 @@
-"""Samples among the inputs of a run: the model reads their prompts, and rules about tokens name their spans."""
+"""What is handed over to be read: samples, whose spans rules about tokens name, or token ids."""
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from segregation.errors import ModelError
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans, sample_spans
 
@@ -29,3 +33,24 @@ def spans_of(tokenizer: Any, inputs: tuple[Any, ...]) -> list[TokenSpans | None]
     if not any(isinstance(row, Sample) for row in rows):
         return []
     return [sample_spans(tokenizer, row) if isinstance(row, Sample) else None for row in rows]
+
+
+def check_token_ids(tokens: object, rows: int, d_vocab: int) -> None:
+    """Refuse what is no tensor of token ids, batch by pos, with one token or more in each of so many rows.
+
+    Raises:
+        ModelError: with what was got.
+
+    >>> check_token_ids(torch.tensor([[5, 9]]), rows=1, d_vocab=10)
+    """
+    if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+        got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
+        raise ModelError(f"tokens are a tensor of whole numbers, torch.int64 or torch.int32, batch by pos; got {got}")
+    if tokens.ndim != 2 or len(tokens) != rows or not tokens.shape[1]:
+        raise ModelError(
+            f"here are {rows} rows, each of which goes on with one token or more: a tensor of ({rows}, n) token ids; "
+            f"got one of {tuple(tokens.shape)}"
+        )
+    low, high = (int(end) for end in tokens.aminmax())
+    if low < 0 or high >= d_vocab:
+        raise ModelError(f"the token ids of this model are 0 to {d_vocab - 1}; got {low} to {high}")

@@ -15,7 +15,7 @@ from segregation.models.family import families, family_of
 from segregation.models.freed_memory import keep_freed_memory
 from segregation.models.hybrid import HybridModel
 from segregation.models.matmuls import Matmuls, check_matmuls, use_matmuls
-from segregation.models.placement import DeviceMap, check_device_map, check_dtype, placed_on, runs_on
+from segregation.models.placement import DeviceMap, check_attention, check_device_map, check_dtype, placed_on, runs_on
 from segregation.models.provenance import kernels, unread_tensors, versions, weights_sha256
 from segregation.models.scan_choice import Scans, check_scans, use_scans
 from segregation.models.source import Source, find_source
@@ -56,14 +56,15 @@ def load_model(
 
     Raises:
         ModelError: no such model or form of scans or products, a folder without config, weights or tokenizer, weights
-            that are damaged or do not fit the model, a device, dtype or quantisation that cannot be had here, or a hub
-            that does not give the model.
+            that are damaged or do not fit the model, a device, dtype, quantisation or attention that cannot be had
+            here, or a hub that does not give the model.
         FamilyError: not a hybrid of a known family, or a config field that is not understood.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     use_entropy_attention()
+    check_attention(attn_implementation)
     check_dtype(dtype)
     check_device_map(device_map)
     check_matmuls(matmuls)

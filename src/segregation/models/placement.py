@@ -37,6 +37,24 @@ def check_dtype(dtype: Any) -> None:
         )
 
 
+def check_attention(attn_implementation: str) -> None:
+    """Refuse the name of an attention that transformers does not know; a kernel of the hub (``owner/name``) may be one.
+
+    Raises:
+        ModelError: with the names there are.
+
+    >>> check_attention("sdpa")
+    """
+    from transformers import AttentionInterface
+
+    known = ["eager", *AttentionInterface().valid_keys()]
+    if attn_implementation not in known and "/" not in str(attn_implementation):
+        raise ModelError(
+            f'attn_implementation is "sdpa", "eager" or "segregation" (transformers knows {", ".join(sorted(known))}), '
+            f"got {attn_implementation!r}"
+        )
+
+
 def check_device_map(device_map: DeviceMap) -> None:
     """Refuse a placement that this machine does not have, or that a hybrid cannot run under.
 

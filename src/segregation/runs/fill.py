@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -96,13 +97,14 @@ def fill_groups(
 ) -> int:
     """Generate for several groups of samples, each under plans of its own; how many records were made.
 
-    A sample that several groups have is read once for all of them.
+    A sample that several groups have is read once for all of them. Warns of targets longer than ``max_new_tokens``.
 
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
     settings = {"max_new_tokens": max_new_tokens}
     todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "generate", settings)]
+    _warn_of_cut_targets(model, [sample for samples, _ in todo for sample in samples], max_new_tokens)
     mode = _batching_mode(folder, model, todo)
     size = 1 if mode == "single" else batch_size
 
@@ -209,10 +211,26 @@ def _batching_mode(folder: RunFolder, model: HybridModel, todo: Sequence[Group])
     return measured.mode
 
 
+def _warn_of_cut_targets(model: HybridModel, samples: Sequence[Sample], max_new_tokens: int) -> None:
+    """Say so where a target has more tokens than will be written: it cannot be retrieved whole, whatever the model."""
+    targets = dict.fromkeys(sample.target for sample in samples)
+    assert model.tokenizer is not None
+    tokens = [len(model.tokenizer(target, add_special_tokens=False)["input_ids"]) for target in targets]
+    if cut := [n for n in tokens if n > max_new_tokens]:
+        warnings.warn(
+            f"{len(cut)} of {len(tokens)} different targets have up to {max(cut)} tokens, more than max_new_tokens="
+            f"{max_new_tokens}, so they cannot be written whole and exact retrieval counts them as wrong; raise "
+            f"max_new_tokens to {max(cut)}, or ask for shorter needles",
+            stacklevel=3,
+        )
+
+
 def _fill(folder: RunFolder, tasks: list[Task], run: Callable[[list[Task]], Iterator[Record]], title: str) -> int:
     total = sum(len(plans) for _, plans in tasks)
+    if not total:
+        return 0
     with progress(title, total) as advance:
-        for record in run(tasks) if tasks else ():
+        for record in run(tasks):
             folder.append(record)
             advance()
     return total

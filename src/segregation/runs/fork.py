@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +16,7 @@ from segregation.models.channels import RECURRENT_CHANNELS, Channel, read_channe
 from segregation.models.checks_outcome import Check
 from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel
+from segregation.models.inputs import check_token_ids
 from segregation.models.memory import Memory, assemble, merge
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans
@@ -113,7 +115,7 @@ class Fork:
         """A fork that has read these too, as many in each row.
 
         Raises:
-            ModelError: not one row of tokens for each row, or more positions than the model takes.
+            ModelError: not a tensor of token ids with one row for each row, or more positions than the model takes.
         """
         at_once = self._at_once() if tokens.shape[1] > 1 else 1
         return replace(self, memory=self._feed(tokens, lambda logits: None, at_once))
@@ -122,7 +124,7 @@ class Fork:
         """The logits after each of these tokens, of which there are as many in each row.
 
         Raises:
-            ModelError: not one row of tokens for each row, or more positions than the model takes.
+            ModelError: not a tensor of token ids with one row for each row, or more positions than the model takes.
         """
         found: list[Tensor] = []
         self._feed(tokens, found.append)
@@ -139,11 +141,8 @@ class Fork:
         self, tokens: Tokens, see: Callable[[Float[Tensor, "batch d_vocab"]], object], at_once: int = 1
     ) -> Memory:
         model, start = self.model, self.memory.lengths
+        check_token_ids(tokens, len(self.prompts), model.d_vocab)
         tokens = tokens.to(start.device)
-        if len(tokens) != len(start) or not tokens.shape[1]:
-            raise ModelError(
-                f"this fork has {len(start)} rows and goes on with one token or more in each, got {tuple(tokens.shape)}"
-            )
         model.check_length(int(start.max()), tokens.shape[1])
         rows = torch.arange(len(start), device=start.device)
         memory = self.memory.select(rows)  # a copy: layers update their states in place
@@ -196,9 +195,10 @@ class Fork:
     def _index(self, rows: Sequence[int]) -> Int[Tensor, " rows"]:
         return torch.tensor(list(rows), device=self.memory.lengths.device)
 
-    def _check_rows(self, rows: Sequence[int]) -> None:
-        if not rows or not all(0 <= row < len(self.prompts) for row in rows):
-            raise ModelError(f"this fork has the rows 0..{len(self.prompts) - 1}, got {list(rows)}; name one or more")
+    def _check_rows(self, rows: Any) -> None:
+        named = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
+        if not named or not all(isinstance(row, int) and 0 <= row < len(self.prompts) for row in rows):
+            raise ModelError(f"this fork has the rows 0..{len(self.prompts) - 1}, got {rows!r}; list one or more")
 
 
 def fork(
