@@ -1,18 +1,22 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
 from nnsight import save
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
+from torch.testing import assert_close
 
 from segregation.errors import ModelError
 from segregation.interventions.heads import entropy, l2
+from segregation.models import compiled_loops, entropy_attention, entropy_blocks
 from segregation.models.attention import AttentionCall
 from segregation.models.entropy_attention import (
     CHUNKS,
     HARMLESS,
+    HIDDEN,
     NAME,
     Asked,
     Measure,
@@ -21,11 +25,13 @@ from segregation.models.entropy_attention import (
     padding,
     use_entropy_attention,
 )
+from segregation.models.entropy_blocks import RunningSoftmax, attend_in_blocks
 from segregation.models.hybrid import HybridModel
 from tests.conftest import random_module
 from tests.tiny import CONFIGS, WINDOW
 
 WITH_ATTENTION = [name for name in CONFIGS if CONFIGS[name].get("num_attention_heads", 4)]
+Form = Callable[..., tuple[Tensor, dict[Measure, Tensor]]]
 BOTH: tuple[Measure, Measure] = ("entropy", "l2")
 
 
@@ -91,11 +97,21 @@ SHAPES = {
 }
 
 
+@pytest.fixture(params=["chunks", "blocks", "small blocks"])
+def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Form:
+    """The forms that attention takes on a CPU."""
+    if request.param == "small blocks":
+        monkeypatch.setattr(entropy_blocks, "SCORES", 1)
+        monkeypatch.setattr(entropy_blocks, "KEYS", 13)
+        monkeypatch.setattr(entropy_blocks, "FEWEST", 10)
+    return attend if request.param == "chunks" else attend_in_blocks
+
+
 @pytest.mark.parametrize("shape", SHAPES)
-def test_output_and_measures_are_those_of_a_full_pattern(shape: str) -> None:
+def test_output_and_measures_are_those_of_a_full_pattern(form: Form, shape: str) -> None:
     given = call(**SHAPES[shape])
     queries = given.query.shape[2]
-    output, found = attend(given, 0, queries, BOTH)
+    output, found = form(given, 0, queries, BOTH)
     expected, exact, norm = in_fp64(given)
     assert output.isfinite().all() and found["entropy"].isfinite().all()
     largest = float((given.query.norm(dim=-1).max() * given.key.norm(dim=-1).max()) * given.scaling)
@@ -105,9 +121,9 @@ def test_output_and_measures_are_those_of_a_full_pattern(shape: str) -> None:
     assert (found["l2"] - norm).abs().max() < noise
 
 
-def test_scores_of_a_bf16_model_are_fp32() -> None:
+def test_scores_of_a_bf16_model_are_fp32(form: Form) -> None:
     given = call(200, spread=6.0, dtype=torch.bfloat16)
-    found = attend(given, 0, 200, BOTH)[1]
+    found = form(given, 0, 200, BOTH)[1]
     _, exact, norm = in_fp64(given)
     assert (found["entropy"] - exact).abs().max() < 1e-5
     assert (found["l2"] - norm).abs().max() < 1e-5
@@ -116,22 +132,79 @@ def test_scores_of_a_bf16_model_are_fp32() -> None:
     assert (entropy(pattern) - exact).abs().max() > 1e-2  # what scores in bf16 would give
 
 
-def test_rows_that_see_no_key_are_zero() -> None:
+def test_rows_that_see_no_key_are_zero(form: Form) -> None:
     given = call(40, pads=(0, 25), window=WINDOW)
-    output, found = attend(given, 0, 40, BOTH)
+    output, found = form(given, 0, 40, BOTH)
     assert output[1, :25].eq(0).all() and output[1, 25:].abs().min() > 0
     for one in BOTH:
         assert found[one][1, :, :25].eq(0).all()
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (69, 70), (30, 35), (10, 68), (32, 64)])
-def test_only_the_rows_that_are_asked_for_are_measured(start: int, stop: int) -> None:
+def test_only_the_rows_that_are_asked_for_are_measured(form: Form, start: int, stop: int) -> None:
     given = call(70, window=WINDOW)
-    whole, everything = attend(given, 0, 70, BOTH)
-    output, found = attend(given, start, stop, ["entropy"])
+    whole, everything = form(given, 0, 70, BOTH)
+    output, found = form(given, start, stop, ["entropy"])
     assert torch.equal(output, whole) and list(found) == ["entropy"]
     assert torch.equal(found["entropy"], everything["entropy"][..., start:stop])
-    assert torch.equal(attend(given)[0], whole)
+    assert torch.equal(form(given)[0], whole)
+
+
+def test_a_nan_is_not_lost(form: Form) -> None:
+    for sign in (1.0, -1.0):
+        given = call(60, window=WINDOW)
+        given.key[0, 1, 30, 0] = torch.tensor(torch.nan).copysign(torch.tensor(sign))
+        output, found = form(given, 0, 60, BOTH)
+        hit = torch.zeros(2, 60, 4, dtype=torch.bool)
+        hit[0, 30 : 30 + WINDOW, 2:] = True  # the queries and heads that see this key
+        assert torch.equal(output.isnan().any(-1), hit)
+        assert all(torch.equal(found[one].isnan(), hit.transpose(1, 2)) for one in BOTH)
+
+
+def test_a_running_softmax_is_that_of_all_blocks_in_fp64() -> None:
+    torch.manual_seed(0)
+    for spread, widths in product((0.0, 1.0, 8.0, 60.0), ((1,), (500,), (7, 1, 33, 8), (2000, 2099))):
+        scores = torch.randn(6, sum(widths)) * spread - 3.0
+        scores[torch.rand_like(scores) < 0.2] = HIDDEN
+        scores[1, : widths[0]] = HIDDEN  # sees nothing at first
+        scores[2] = HIDDEN
+        scores[3] = torch.arange(scores.shape[1]) * 2.0  # the largest is always in the next block
+        scores[4] = scores[3].flip(0)
+        exact = scores.double().masked_fill(scores <= HIDDEN, -torch.inf).softmax(-1).nan_to_num(0.0)
+        running, sums = RunningSoftmax(len(scores)), torch.zeros(len(scores), 1)
+        for block in scores.split(widths, dim=1):
+            new = block.contiguous()
+            factor = running.take(new)
+            assert new[block <= HIDDEN].eq(0).all()
+            sums = sums * factor + new @ torch.ones(new.shape[1], 1)
+        some = exact.sum(-1) > 0
+        assert_close((sums[:, 0] / running.total)[some], torch.ones(int(some.sum())), atol=2e-6, rtol=0)
+        noise = 1e-7 * max(20.0, 6 * spread)  # of s - m in fp32
+        assert_close(running.entropy().double(), torch.special.entr(exact).sum(-1), atol=noise, rtol=1e-6)
+        assert_close(running.l2().double(), exact.norm(dim=-1), atol=1e-9, rtol=noise)
+        assert running.entropy()[2] == running.l2()[2] == 0 and running.total[2] == 1
+
+
+def test_blocks_are_taken_where_numba_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = call(9)
+    assert entropy_attention._form(given) is attend_in_blocks
+    monkeypatch.setattr(compiled_loops, "numba", None)
+    assert entropy_attention._form(given) is attend
+
+
+@pytest.mark.parametrize(
+    ("shape", "queries", "keys"),
+    [
+        ({"queries": 4000, "heads": 8, "pads": (0,)}, 128, 512),
+        ({"queries": 4000, "heads": 8, "pads": (0,), "window": 512}, 64, 1024),
+        ({"queries": 1, "past": 4000, "heads": 8, "pads": (0,)}, 1, 2**16),
+        ({"queries": 40, "heads": 8, "pads": (0,) * 100}, 16, 512),
+    ],
+)
+def test_a_block_is_as_large_as_the_cache_of_the_cpu_holds(shape: dict, queries: int, keys: int) -> None:
+    given = call(**shape)
+    step = entropy_blocks._queries_at_once(given)
+    assert (step, entropy_blocks._keys_at_once(given, step)) == (queries, keys)
 
 
 def test_a_two_dimensional_mask_says_what_a_call_may_see() -> None:

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers.models.jamba import modeling_jamba
 
 from segregation.errors import ModelError
-from segregation.models import scan_choice, scan_compiled, scan_linear, scan_mamba
+from segregation.models import compiled_loops, scan_choice, scan_compiled, scan_linear, scan_mamba
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_choice import reference_on_cpu, use_scans
 from segregation.models.scan_linear import linear_scan, scan_in_two_levels
@@ -26,7 +26,7 @@ SIZES = [(1, 256, 700), (2, 33, 41), (1, 2, 3), (3, 700, 50), (1, 5, 1)]
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both forms that the fast scans take on a CPU."""
     if request.param == "in PyTorch":
-        monkeypatch.setattr(scan_compiled, "numba", None)
+        monkeypatch.setattr(compiled_loops, "numba", None)
     return request.param
 
 
@@ -191,12 +191,12 @@ def test_decays_of_any_size_are_those_of_exp() -> None:
 
 def test_the_compiled_loops_are_for_plain_tensors_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     one = torch.ones(1)
-    assert scan_compiled.available(one, None, torch.nn.Parameter(one))
+    assert compiled_loops.available(one, None, torch.nn.Parameter(one))
     with FakeTensorMode():
-        assert not scan_compiled.available(torch.ones(1))
-    assert not scan_compiled.available(one, torch.ones(1, device="meta"))
-    monkeypatch.setattr(scan_compiled, "numba", None)
-    assert not scan_compiled.available(one)
+        assert not compiled_loops.available(torch.ones(1))
+    assert not compiled_loops.available(one, torch.ones(1, device="meta"))
+    monkeypatch.setattr(compiled_loops, "numba", None)
+    assert not compiled_loops.available(one)
 
 
 def test_a_model_of_another_is_not_touched_by_a_choice(build) -> None:
@@ -258,10 +258,10 @@ def test_loops_are_compiled_also_where_nothing_can_be_kept_on_disk(monkeypatch: 
     def njit(function, cache: bool = False, **options):
         if cache:
             raise RuntimeError("cannot cache function: no locator available")
-        return scan_compiled.numba.core.decorators.njit(function, **options)
+        return compiled_loops.numba.core.decorators.njit(function, **options)
 
-    monkeypatch.setattr(scan_compiled.numba, "njit", njit)
-    loop = scan_compiled._compiled(lambda x: x + 1)
+    monkeypatch.setattr(compiled_loops.numba, "njit", njit)
+    loop = compiled_loops.compiled(lambda x: x + 1)
     assert loop(2) == 3
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segregation.errors import ModelError
 from segregation.models.attention import AttentionCall
+from segregation.models.compiled_loops import available
 from segregation.models.gradients import needs_grad
 from segregation.shapes import PositionMask
 
@@ -99,7 +100,7 @@ def attend(
     for first, last in chunks:
         shape = batch * kv, heads // kv * (last - first), _keys(call, first, last)
         scores, pattern = (one[: math.prod(shape)].view(shape) for one in room)
-        _score(call, first, last, scores)
+        write_scores(call, first, last, call.first_key(first), scores)
         torch.softmax(scores, -1, out=pattern)
         if call.mask is not None:
             pattern.masked_fill_((scores <= HIDDEN).all(-1, keepdim=True), 0.0)
@@ -113,6 +114,27 @@ def attend(
         mixed = torch.bmm(pattern, value.reshape(batch * kv, *value.shape[2:]))
         output[:, first:last] = mixed.view(batch, heads, last - first, -1).transpose(1, 2)
     return output, found
+
+
+def write_scores(
+    call: AttentionCall, first: int, last: int, begin: int, scores: Float[Tensor, "rows dest src"]
+) -> None:
+    """Write fp32 scores of some queries with the keys from ``begin`` on; heads that share a key lie together."""
+    batch, heads, queries, width = call.query.shape
+    own, keys, past = last - first, scores.shape[-1], call.key.shape[2] - queries
+    end = begin + keys
+    key = call.key[:, :, begin:end].float().reshape(len(scores), keys, width)
+    query = (call.query[:, :, first:last].float() * call.scaling).reshape(len(scores), -1, width)
+    torch.bmm(query, key.mT, out=scores)
+    parted = scores.view(batch, heads, own, keys)
+    src = torch.arange(begin, end, device=scores.device)
+    dest = torch.arange(past + first, past + last, device=scores.device)[:, None]
+    if (later := max(0, past + first + 1 - begin)) < keys:  # keys that the first query does not see
+        parted[..., later:].masked_fill_(src[later:] > dest, HIDDEN)
+    if call.window is not None and (partly := past + last - call.window - begin) > 0:  # nor the last query these
+        parted[..., :partly].masked_fill_(src[:partly] <= dest - call.window, HIDDEN)
+    if call.mask is not None:
+        parted.masked_fill_(~call.mask[:, None, None, begin:end], HIDDEN)
 
 
 def attention(
@@ -142,7 +164,7 @@ def attention(
         return _sdpa(module, call), None
     start, stop, measures = (asked.start, asked.stop, asked.measures) if asked else (0, 0, ())
     with torch.no_grad():
-        output, found = _form(query)(call, start, stop, measures)
+        output, found = _form(call)(call, start, stop, measures)
     if asked:
         asked.found = found
     return _sdpa(module, call) if by_sdpa else output, None
@@ -192,13 +214,17 @@ def use_entropy_attention() -> None:
     AttentionMaskInterface.register(NAME, padding)
 
 
-def _form(query: Tensor) -> Callable[..., tuple[Mixed, dict[Measure, RowMeasures]]]:
+def _form(call: AttentionCall) -> Callable[..., tuple[Mixed, dict[Measure, RowMeasures]]]:
     """The form of ``attend`` for the device and dtype of the query.
 
     The kernel takes 16-bit floats. In fp32 its exact products are slower than those of the chunks: 141 ms against 44
     for 32,768 tokens of a RecurrentGemma-2B layer on an H200; in bf16 it takes 2.
     """
-    if not query.is_cuda or query.dtype == torch.float32:
+    if available(call.query, call.key, call.value, call.mask):
+        from segregation.models.entropy_blocks import attend_in_blocks
+
+        return attend_in_blocks
+    if not call.query.is_cuda or call.query.dtype == torch.float32:
         return attend
     from segregation.models.entropy_kernel import attend_on_gpu, triton
 
@@ -221,24 +247,6 @@ def _chunks(call: AttentionCall) -> Iterator[tuple[int, int]]:
 def _keys(call: AttentionCall, first: int, last: int) -> int:
     """How many keys the queries ``first..last`` can reach together."""
     return call.key.shape[2] - call.query.shape[2] + last - call.first_key(first)
-
-
-def _score(call: AttentionCall, first: int, last: int, scores: Float[Tensor, "rows dest src"]) -> None:
-    """Write fp32 scores of some queries with the keys that they can reach; heads that share a key lie together."""
-    batch, heads, queries, width = call.query.shape
-    own, keys, past = last - first, scores.shape[-1], call.key.shape[2] - queries
-    begin, end = call.first_key(first), past + last
-    key = call.key[:, :, begin:end].float().reshape(len(scores), keys, width)
-    query = (call.query[:, :, first:last].float() * call.scaling).reshape(len(scores), -1, width)
-    torch.bmm(query, key.mT, out=scores)
-    parted = scores.view(batch, heads, own, keys)
-    src = torch.arange(begin, end, device=scores.device)
-    dest = torch.arange(past + first, end, device=scores.device)[:, None]
-    parted[..., -own:].masked_fill_(src[-own:] > dest, HIDDEN)
-    if call.window is not None and (partly := end - call.window - begin) > 0:  # keys that the last query does not see
-        parted[..., :partly].masked_fill_(src[:partly] <= dest - call.window, HIDDEN)
-    if call.mask is not None:
-        parted.masked_fill_(~call.mask[:, None, None, begin:end], HIDDEN)
 
 
 def _measured(

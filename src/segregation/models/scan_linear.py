@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from segregation.models import scan_compiled, scan_triton
+from segregation.models import compiled_loops, scan_compiled, scan_triton
 from segregation.models.gradients import needs_grad
 from segregation.shapes import PositionMask
 
@@ -75,7 +75,7 @@ def scan_in_place(
 def _states(factors: Tensor, writes: Tensor, resets: PositionMask | None, initial: Tensor | None) -> Tensor:
     if scan_triton.available(writes):
         return scan_triton.forward(factors, writes, resets, initial)
-    if scan_compiled.available(factors, writes, initial):
+    if compiled_loops.available(factors, writes, initial):
         return scan_compiled.linear_scan(factors, writes, resets, initial)
     return scan_in_two_levels(factors, writes, resets, initial)
 

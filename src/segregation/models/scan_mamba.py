@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import silu, softplus
 
-from segregation.models import scan_compiled
+from segregation.models import compiled_loops, scan_compiled
 from segregation.models.gradients import needs_grad
 from segregation.models.scan_linear import BLOCK, linear_scan, scan_in_place
 from segregation.shapes import PositionMask
@@ -44,7 +44,7 @@ def fast_selective_scan(
     """
     tensors = (hidden_states, dt, A, B, C)
     bias = options.get("delta_bias")
-    if not scan_compiled.available(*tensors, initial, bias) or needs_grad(*tensors, initial, bias):
+    if not compiled_loops.available(*tensors, initial, bias) or needs_grad(*tensors, initial, bias):
         return selective_scan_in_blocks(*tensors, resets, initial, **options)
     x, step = hidden_states.mT.float(), _step(dt.mT.float(), options)
     output, state = scan_compiled.selective_scan(x, step, A.float(), B.mT.float(), C.mT.float(), resets, initial)
@@ -70,7 +70,7 @@ def fast_selective_step(
     """
     tensors, bias = (hidden_states, dt, A, B, C), options.get("dt_bias")
     in_fp32 = all(tensor.dtype == torch.float32 for tensor in (state, *tensors)) and state.is_contiguous()
-    if not in_fp32 or not scan_compiled.available(state, *tensors, bias) or needs_grad(state, *tensors, bias):
+    if not in_fp32 or not compiled_loops.available(state, *tensors, bias) or needs_grad(state, *tensors, bias):
         return update(state, *tensors, D, **options)  # type: ignore[no-any-return]
     names = {"delta_bias": bias, "delta_softplus": options.get("dt_softplus")}
     output = scan_compiled.selective_step(hidden_states, _step(dt, names), A, B, C, state)
