@@ -141,7 +141,7 @@ def test_report_needs_only_records(tmp_path: Path, capsys: pytest.CaptureFixture
         (["niah", "MODEL", "--plan", "absent.json", "--during", "ALL"], ["--during", "a plan of a file"]),
         (["niah", "MODEL", "--ablate-heads", "--lengths", "20"], ["needle", "20"]),
         (["niah", "MODEL", "--ablate-heads", "--haystack", "the-moon"], ["the-moon", "folder:PATH"]),
-        (["niah", "MODEL", "--ablate-heads", "--run", "../up"], ["../up"]),
+        (["niah", "no-such-model", "--ablate-heads", "--run", "../up"], ["../up"]),  # before a model is looked for
     ],
 )
 def test_bad_input_is_one_line_with_rule_value_and_remedy(

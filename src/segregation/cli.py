@@ -160,7 +160,9 @@ class Niah:
         from segregation.report.html import write_report
         from segregation.report.tables import rates_table
         from segregation.runs.fill import fill_generate, open_run
+        from segregation.runs.store import run_path
 
+        run_path(self.runs, self.run)  # a name that is no folder's is refused before a model is read or samples made
         model = load_model(self.model, device_map=self.device)
         assert model.tokenizer is not None
         model.intervene(plan)  # refuses what is impossible on this model before a folder is made

@@ -1,3 +1,4 @@
+import functools
 import random
 
 import pytest
@@ -45,19 +46,25 @@ PLANS = [
 ]
 
 
-def made(folders, name, plan=Plan(), batch_size=1, **options):  # noqa: B008 (a frozen value)
-    lm = SegregationLM.create_from_arg_obj({"pretrained": str(folders[name]), "batch_size": batch_size, **options})
-    return SegregationLM(lm.model, plan, batch_size=batch_size, add_bos_token=lm.add_bos_token) if plan.rules else lm
+def made(folders, name, **options):
+    return SegregationLM.create_from_arg_obj({"pretrained": str(folders[name]), **options})
 
 
 @pytest.fixture(scope="module")
-def lms(folders):
-    return {name: made(folders, name) for name in FAMILIES}
+def made_once(folders):
+    """``made_once(name, batch_size, **options)``: opened and checked once for all tests, which may not change it."""
+    opened = functools.cache(functools.partial(made, folders))
+
+    def shared(name, batch_size=1, **options):
+        lm = opened(name, **options)
+        return SegregationLM(lm.model, batch_size=batch_size, add_bos_token=lm.add_bos_token)
+
+    return shared
 
 
 @pytest.fixture(params=FAMILIES)
-def lm(request, lms):
-    return lms[request.param]
+def lm(request, made_once):
+    return made_once(request.param)
 
 
 # -- equal to lm-eval's hf ---------------------------------------------------------------------------------------------
@@ -69,8 +76,8 @@ def lm(request, lms):
     [*[(name, RANDOM_TEXT) for name in FAMILIES], ("tiny-jamba", WORDS), ("tiny-recurrentgemma", WORDS)],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_scores_are_those_of_hf_which_pads_right(folders, hf, name, requests, batch_size):
-    theirs, ours = hf(name, batch_size), made(folders, name, batch_size=batch_size)
+def test_scores_are_those_of_hf_which_pads_right(made_once, hf, name, requests, batch_size):
+    theirs, ours = hf(name, batch_size), made_once(name, batch_size)
     pairs, texts = asked("loglikelihood", requests), asked("loglikelihood_rolling", [(a + b,) for a, b in requests])
     for pair, (expected, written), (found, greedy) in zip(
         requests, theirs.loglikelihood(pairs, True), ours.loglikelihood(pairs, True), strict=True
@@ -86,7 +93,7 @@ def test_scores_are_those_of_hf_which_pads_right(folders, hf, name, requests, ba
 
 @pytest.mark.parametrize("batch_size", [1, 8])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_text_is_that_of_hf_one_by_one(folders, hf, name, batch_size):
+def test_text_is_that_of_hf_one_by_one(made_once, hf, name, batch_size):
     settings = [
         {"until": ["a", "\n"], "max_gen_toks": 12},
         {"until": "\n\n", "max_gen_toks": 5, "do_sample": False, "temperature": 0.7},
@@ -95,9 +102,7 @@ def test_text_is_that_of_hf_one_by_one(folders, hf, name, batch_size):
     ]
     requests = [(context, settings[i % len(settings)]) for i, (context, _) in enumerate(RANDOM_TEXT) if context]
     expected = hf(name).generate_until(asked("generate_until", requests), True)
-    assert (
-        made(folders, name, batch_size=batch_size).generate_until(asked("generate_until", requests), True) == expected
-    )
+    assert made_once(name, batch_size).generate_until(asked("generate_until", requests), True) == expected
     assert len(set(expected)) > len(expected) // 2
 
 
@@ -116,8 +121,8 @@ def test_greedy_text_scores_as_greedy(lm):
 
 @pytest.mark.parametrize("plan", PLANS, ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
-def test_scores_under_a_plan_are_those_of_loglikelihood(lms, name, plan):
-    lm = lms[name]
+def test_scores_under_a_plan_are_those_of_loglikelihood(made_once, name, plan):
+    lm = made_once(name)
     scored = [(context, text) for context, text in RANDOM_TEXT if context and context == context.rstrip()]
     samples = [Sample(id=str(i), prompt=context, target=text) for i, (context, text) in enumerate(scored)]
     samples = [sample for sample in samples if not sample.prompt.startswith("<bos>")]
@@ -145,8 +150,8 @@ def test_a_plan_that_the_model_carries_acts_and_is_reported(lm):
 
 @pytest.mark.parametrize("options", [{}, {"add_bos_token": True}, {"add_bos_token": False}], ids=str)
 @pytest.mark.parametrize("name", ["jamba", "tiny-jamba"])
-def test_tokens_are_those_of_hf(folders, hf, name, options):
-    theirs, ours = hf(name, **options), made(folders, name, **options)
+def test_tokens_are_those_of_hf(made_once, hf, name, options):
+    theirs, ours = hf(name, **options), made_once(name, **options)
     for context, text in RANDOM_TEXT if name == "jamba" else WORDS:
         for special in (None, True, False):
             assert ours.tok_encode(context + text, special) == theirs.tok_encode(context + text, special)
@@ -204,13 +209,13 @@ def test_conversations_are_those_of_hf(folders, hf, more):
         ("generate_until", ("abc", {"repetition_penalty": 1.2}), ModelError, "repetition_penalty=1.2"),
     ],
 )
-def test_what_hf_would_truncate_or_sample_is_refused(lms, kind, request_, error, why):
+def test_what_hf_would_truncate_or_sample_is_refused(made_once, kind, request_, error, why):
     with pytest.raises(error, match=why):
-        getattr(lms["jamba"], kind)(asked(kind, [request_]), True)
+        getattr(made_once("jamba"), kind)(asked(kind, [request_]), True)
 
 
-def test_the_longest_requests_that_fit_are_scored(lms):
-    lm = lms["jamba"]
+def test_the_longest_requests_that_fit_are_scored(made_once):
+    lm = made_once("jamba")
     assert lm.max_length == 256
     assert lm.loglikelihood(asked("loglikelihood", [("a" * 249, "b" * 7)]), True)
     assert lm.loglikelihood_rolling(asked("loglikelihood_rolling", [("a" * 254,), ("",)]), True)

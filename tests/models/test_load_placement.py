@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import Tensor
 
 from segregation.errors import ModelError
 from segregation.models import placement, quantization
@@ -83,28 +84,39 @@ def test_what_stays_in_the_models_dtype():
 
 OVERFLOWING = ("zamba", "zamba2")
 """The shared layers of these have random weights so large that activations do not fit into LLM.int8()'s fp16."""
+IDS = torch.arange(20, 50)[None]
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Tensor, tuple]:
+    """A family, a folder with a model of it, and its logits and what is switched off as the weights are."""
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(tiny_config(request.param)).save_pretrained(path)
+    byte_tokenizer().save_pretrained(path)
+    plain = load_model(path)
+    with torch.no_grad():
+        logits = plain.trace(IDS, trace=False).logits
+    return request.param, path, logits, tuple(plain.description["switched_off"])
 
 
 @pytest.mark.parametrize("name", quantization.QUANTIZATIONS)
-@pytest.mark.parametrize("family", CONFIGS)
-def test_a_quantised_model_passes_its_checks(family: str, name: str, tmp_path: Path):
+def test_a_quantised_model_passes_its_checks(saved: tuple[str, Path, Tensor, tuple], name: str):
     pytest.importorskip(quantization.QUANTIZATIONS[name].package)
-    from transformers import AutoModelForCausalLM
-
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(tiny_config(family)).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
+    family, path, logits, switched_off = saved
     if name == "bnb-int8" and family in OVERFLOWING:
         with pytest.raises(ModelError, match=r"fails its self-checks: .* no number"):
-            load_model(tmp_path, quantization=name)
+            load_model(path, quantization=name)
         return
-    model, plain = load_model(tmp_path, quantization=name), load_model(tmp_path)
-    known, ids = model.description["quantization"], torch.arange(20, 50)[None]
+    model = load_model(path, quantization=name)
+    known = model.description["quantization"]
     with torch.no_grad():
-        change = (model.trace(ids, trace=False).logits - plain.trace(ids, trace=False).logits).abs().max()
+        change = (model.trace(IDS, trace=False).logits - logits).abs().max()
     assert known["name"] == name and 0 < known["share"] < 1
     assert change > 0
-    assert model.description["switched_off"] == plain.description["switched_off"]
+    assert tuple(model.description["switched_off"]) == switched_off
 
 
 def test_nothing_to_quantise_is_refused():
