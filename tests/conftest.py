@@ -1,5 +1,6 @@
 """Tiny random hybrids, every parameter perturbed so that biases and pad embeddings are not zero."""
 
+import tests.type_checks  # noqa: F401, I001 (before the package is imported)
 import gc
 import random
 from collections.abc import Callable
