@@ -25,7 +25,7 @@ from segregation.models.entropy_attention import (
     padding,
     use_entropy_attention,
 )
-from segregation.models.entropy_blocks import RunningSoftmax, attend_in_blocks
+from segregation.models.entropy_blocks import RunningSoftmax, attend_in_blocks, measure_in_blocks, measures_in_blocks
 from segregation.models.hybrid import HybridModel
 from tests.conftest import random_module
 from tests.tiny import CONFIGS, WINDOW
@@ -178,11 +178,32 @@ def test_a_running_softmax_is_that_of_all_blocks_in_fp64() -> None:
             assert new[block <= HIDDEN].eq(0).all()
             sums = sums * factor + new @ torch.ones(new.shape[1], 1)
         some = exact.sum(-1) > 0
+        entropies, norms = running.measured("entropy"), running.measured("l2")
         assert_close((sums[:, 0] / running.total)[some], torch.ones(int(some.sum())), atol=2e-6, rtol=0)
         noise = 1e-7 * max(20.0, 6 * spread)  # of s - m in fp32
-        assert_close(running.entropy().double(), torch.special.entr(exact).sum(-1), atol=noise, rtol=1e-6)
-        assert_close(running.l2().double(), exact.norm(dim=-1), atol=1e-9, rtol=noise)
-        assert running.entropy()[2] == running.l2()[2] == 0 and running.total[2] == 1
+        assert_close(entropies.double(), torch.special.entr(exact).sum(-1), atol=noise, rtol=1e-6)
+        assert_close(norms.double(), exact.norm(dim=-1), atol=1e-9, rtol=noise)
+        assert entropies[2] == norms[2] == 0 and running.total[2] == 1
+
+
+def test_rows_are_measured_without_an_output_under_any_boolean_mask() -> None:
+    torch.manual_seed(1)
+    for shape in (SHAPES["plain"], SHAPES["window after a cache"], SHAPES["padding and window"], {"queries": 700}):
+        given = call(**shape)
+        queries, keys = given.query.shape[2], given.key.shape[2]
+        whole = given.visible(0, queries)
+        whole = torch.nn.functional.pad(whole, (keys - whole.shape[-1], 0)).expand(2, 1, queries, keys).clone()
+        own = torch.rand(2, 1, queries, keys) < 0.5  # which also lets queries see what comes later
+        for mask in (given.mask, whole, own):
+            under = replace(given, mask=mask, window=given.window if mask is not own else None)
+            pattern = under.pattern()
+            for measure, found in (("entropy", entropy(pattern)), ("l2", l2(pattern))):
+                for start, stop in ((0, queries), (3, queries - 2), (queries - 1, queries)):
+                    rows = measure_in_blocks(under, start, stop, measure)
+                    assert_close(rows, found[..., start:stop], atol=4e-6, rtol=0)
+    assert measures_in_blocks(given)
+    assert not measures_in_blocks(replace(given, mask=torch.zeros(2, 1, queries, keys)))
+    assert not measures_in_blocks(replace(given, key=given.key.clone().requires_grad_()))
 
 
 def test_blocks_are_taken_where_numba_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,8 +218,8 @@ def test_blocks_are_taken_where_numba_is(monkeypatch: pytest.MonkeyPatch) -> Non
     [
         ({"queries": 4000, "heads": 8, "pads": (0,)}, 128, 512),
         ({"queries": 4000, "heads": 8, "pads": (0,), "window": 512}, 64, 1024),
-        ({"queries": 1, "past": 4000, "heads": 8, "pads": (0,)}, 1, 2**16),
-        ({"queries": 40, "heads": 8, "pads": (0,) * 100}, 16, 512),
+        ({"queries": 1, "past": 4000, "heads": 8, "pads": (0,)}, 1, 4001),
+        ({"queries": 900, "heads": 8, "pads": (0,) * 100}, 16, 512),
     ],
 )
 def test_a_block_is_as_large_as_the_cache_of_the_cpu_holds(shape: dict, queries: int, keys: int) -> None:

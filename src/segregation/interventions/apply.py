@@ -27,6 +27,7 @@ from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lo
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.channels import ATTENTION_CHANNELS, RECURRENT_CHANNELS
 from segregation.models.entropy_attention import NAME, Asked, Measure, ask
+from segregation.models.entropy_blocks import measure_in_blocks, measures_in_blocks
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import MixerEdit, PatternEdit, Run, cache_of, forward_arguments, token_positions
 from segregation.prompts.spans import TokenSpans
@@ -230,6 +231,9 @@ def head_scores(
     Computed in fp32 from the pattern as rules about tokens left it, but ``paper_entropy`` from a pattern rounded to the
     model's dtype, as its source does.
     """
+    measure: Measure | None = next((one for one in SIGN if one == score), None)
+    if measure and not edits and call.query.shape[2] > 1 and measures_in_blocks(call):
+        return SIGN[measure] * measure_in_blocks(call, start, stop, measure)
     chunks = []
     for first in range(start, stop, QUERY_CHUNK):
         pattern = call.edited_band(edits, first, min(first + QUERY_CHUNK, stop))

@@ -119,7 +119,10 @@ def attend(
 def write_scores(
     call: AttentionCall, first: int, last: int, begin: int, scores: Float[Tensor, "rows dest src"]
 ) -> None:
-    """Write fp32 scores of some queries with the keys from ``begin`` on; heads that share a key lie together."""
+    """Write fp32 scores of some queries with the keys from ``begin`` on; heads that share a key lie together.
+
+    A boolean mask with four dimensions says all of what is seen.
+    """
     batch, heads, queries, width = call.query.shape
     own, keys, past = last - first, scores.shape[-1], call.key.shape[2] - queries
     end = begin + keys
@@ -127,6 +130,9 @@ def write_scores(
     query = (call.query[:, :, first:last].float() * call.scaling).reshape(len(scores), -1, width)
     torch.bmm(query, key.mT, out=scores)
     parted = scores.view(batch, heads, own, keys)
+    if call.mask is not None and call.mask.dim() == 4:
+        parted.masked_fill_(~call.mask[..., first:last, begin:end], HIDDEN)
+        return
     src = torch.arange(begin, end, device=scores.device)
     dest = torch.arange(past + first, past + last, device=scores.device)[:, None]
     if (later := max(0, past + first + 1 - begin)) < keys:  # keys that the first query does not see

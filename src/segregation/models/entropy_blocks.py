@@ -5,8 +5,9 @@ the largest score and the sum of exponentials it carries what entropy and norm a
 """
 
 # pyright: reportPossiblyUnboundVariable=false
+import collections
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -14,8 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segregation.models.attention import AttentionCall
-from segregation.models.compiled_loops import F, compiled, exp, numba
+from segregation.models.compiled_loops import F, available, compiled, exp, numba
 from segregation.models.entropy_attention import HIDDEN, Measure, Mixed, RowMeasures, write_scores
+from segregation.models.gradients import needs_grad
 
 SCORES = 2**19
 """Scores that are held at once, over the rows of a batch and their heads; 2 MB."""
@@ -86,7 +88,7 @@ class RunningSoftmax:
         """Put exp(s - m) in place of the next scores; what sums of earlier ones are to be multiplied by.
 
         >>> running, block = RunningSoftmax(1), torch.zeros(1, 2)
-        >>> running.take(block), block, running.entropy()  # two keys alike: ln 2
+        >>> running.take(block), block, running.measured("entropy")  # two keys alike: ln 2
         (tensor([[0.]]), tensor([[1., 1.]]), tensor([0.6931]))
         """
         _take(scores.numpy(), scores.view(torch.int32).numpy(), *self._arrays)
@@ -97,13 +99,11 @@ class RunningSoftmax:
         """Z of each row; 1 where no key was seen, whose sums are all 0."""
         return torch.where(self._state[1] == 0, 1.0, self._state[1])
 
-    def entropy(self) -> Float[Tensor, " rows"]:
-        """In nats."""
+    def measured(self, measure: Measure) -> Float[Tensor, " rows"]:
+        """The entropy of the rows of the pattern, in nats, or their Euclidean norm."""
+        if measure == "l2":
+            return self._state[2].sqrt() / self.total
         return self.total.log() - self._state[3] / self.total
-
-    def l2(self) -> Float[Tensor, " rows"]:
-        """The Euclidean norm of the pattern's row."""
-        return self._state[2].sqrt() / self.total
 
 
 def attend_in_blocks(
@@ -117,31 +117,71 @@ def attend_in_blocks(
              [1.3863]]])
     """
     batch, heads, queries, _ = call.query.shape
-    kv, past = call.key.shape[1], call.key.shape[2] - queries
+    kv = call.key.shape[1]
     output = call.value.new_empty(batch, queries, heads, call.value.shape[-1])
     found: dict[Measure, Tensor] = {one: torch.zeros(batch, heads, stop - start) for one in measures}
-    step = _queries_at_once(call)
-    room = torch.empty(batch * heads * step * _keys_at_once(call, step))  # one place for all blocks
-    for first in range(0, queries, step):
-        last = min(first + step, queries)
-        rows = heads // kv * (last - first)  # of each key head
-        running, mixed = RunningSoftmax(batch * kv * rows), torch.zeros(batch * kv, rows, output.shape[-1])
-        begin, end, width = call.first_key(first), past + last, _keys_at_once(call, step)
-        for left in range(begin, end, width):
-            right = min(left + width, end)
-            scores = room[: batch * kv * rows * (right - left)].view(batch * kv, rows, right - left)
-            write_scores(call, first, last, left, scores)
-            factor = running.take(scores.flatten(0, 1)).view(batch * kv, rows, 1)
-            value = call.value[:, :, left:right].float()
+    for first, last, running, blocks in _runs(call, 0, queries):
+        mixed = torch.zeros(batch * kv, heads // kv * (last - first), output.shape[-1])
+        for keys, scores, factor in blocks:
+            value = call.value[:, :, keys].float()
             mixed.mul_(factor).baddbmm_(scores, value.reshape(batch * kv, *value.shape[2:]))
-        mixed /= running.total.view(batch * kv, rows, 1)
+        mixed /= running.total.view(*mixed.shape[:2], 1)
         output[:, first:last] = mixed.view(batch, heads, last - first, -1).transpose(1, 2)
         wanted = slice(max(first, start), min(last, stop))
         for one in found if wanted.start < wanted.stop else ():
-            values = (running.entropy() if one == "entropy" else running.l2()).view(batch, heads, last - first)
+            values = running.measured(one).view(batch, heads, last - first)
             own = values[..., wanted.start - first : wanted.stop - first]
             found[one][..., wanted.start - start : wanted.stop - start] = own
     return output, found
+
+
+def measures_in_blocks(call: AttentionCall) -> bool:
+    """Whether ``measure_in_blocks`` can: with numba, without gradients, and under no additive mask."""
+    additive = call.mask is not None and call.mask.dtype != torch.bool
+    return not additive and available(call.query, call.key, call.mask) and not needs_grad(call.query, call.key)
+
+
+def measure_in_blocks(call: AttentionCall, start: int, stop: int, measure: Measure) -> RowMeasures:
+    """What the queries ``start..stop`` measure, without the output; a mask with four dimensions must be boolean.
+
+    >>> q, k = torch.zeros(1, 2, 4, 8), torch.ones(1, 1, 4, 8)
+    >>> measure_in_blocks(AttentionCall(q, k, k, None, 1.0, None), 1, 3, "l2")[0, 0]  # roots of 1/2 and 1/3
+    tensor([0.7071, 0.5774])
+    """
+    found = torch.empty(*call.query.shape[:2], stop - start)
+    for first, last, running, blocks in _runs(call, start, stop):
+        collections.deque(blocks, maxlen=0)
+        found[..., first - start : last - start] = running.measured(measure).view(*found.shape[:2], last - first)
+    return found
+
+
+Block = tuple[slice, Float[Tensor, "rows dest src"], Float[Tensor, "rows dest 1"]]
+"""Some keys, ``exp(s - m)`` of them for the rows of each key head, and the factor of what was summed before."""
+
+
+def _runs(call: AttentionCall, start: int, stop: int) -> Iterator[tuple[int, int, RunningSoftmax, Iterator[Block]]]:
+    """The queries ``start..stop``, some at a time, with the blocks of their keys; each block is gone after its turn."""
+    batch, heads, queries, _ = call.query.shape
+    kv, past = call.key.shape[1], call.key.shape[2] - queries
+    step = min(_queries_at_once(call), max(1, stop - start))
+    width = _keys_at_once(call, step)
+    room = torch.empty(batch * heads * step * width)
+
+    def blocks(first: int, last: int, running: RunningSoftmax) -> Iterator[Block]:
+        end = past + last
+        if call.mask is not None and call.mask.dim() == 4 and call.mask[..., first:last, end:].any():
+            end = call.key.shape[2]  # somebody's own mask, which lets a query see later keys
+        for left in range(call.first_key(first), end, width):
+            right = min(left + width, end)
+            shape = batch * kv, heads // kv * (last - first), right - left
+            scores = room[: math.prod(shape)].view(shape)
+            write_scores(call, first, last, left, scores)
+            yield slice(left, right), scores, running.take(scores.flatten(0, 1)).view(*shape[:2], 1)
+
+    for first in range(start, stop, step):
+        last = min(first + step, stop)
+        running = RunningSoftmax(batch * heads * (last - first))
+        yield first, last, running, blocks(first, last, running)
 
 
 def _queries_at_once(call: AttentionCall) -> int:
@@ -153,4 +193,4 @@ def _queries_at_once(call: AttentionCall) -> int:
 
 def _keys_at_once(call: AttentionCall, queries: int) -> int:
     batch, heads = call.query.shape[:2]
-    return max(KEYS, SCORES // (batch * heads * queries))
+    return min(call.key.shape[2], max(KEYS, SCORES // (batch * heads * queries)))
