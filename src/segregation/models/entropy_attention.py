@@ -104,16 +104,27 @@ def attend(
         torch.softmax(scores, -1, out=pattern)
         if call.mask is not None:
             pattern.masked_fill_((scores <= HIDDEN).all(-1, keepdim=True), 0.0)
-        wanted = slice(max(first, start), min(last, stop))
-        if found and wanted.start < wanted.stop:
+        if found and max(first, start) < min(last, stop):
             for one, values in _measured(found, pattern, scores).items():
-                own = values.view(batch, heads, last - first)[..., wanted.start - first : wanted.stop - first]
-                found[one][..., wanted.start - start : wanted.stop - start] = own
+                put_rows(found[one], start, values.view(batch, heads, last - first), first)
         begin = call.first_key(first)
         value = call.value[:, :, begin : begin + shape[-1]].float()
         mixed = torch.bmm(pattern, value.reshape(batch * kv, *value.shape[2:]))
         output[:, first:last] = mixed.view(batch, heads, last - first, -1).transpose(1, 2)
     return output, found
+
+
+def put_rows(found: RowMeasures, start: int, values: Float[Tensor, "batch head own"], first: int) -> None:
+    """Write what the queries from ``first`` on measure to where they stand among those from ``start`` on, if they do.
+
+    >>> found = torch.zeros(1, 1, 3)
+    >>> put_rows(found, 4, torch.tensor([[[7.0, 8.0]]]), 3)  # the queries 4 to 6, of 3 and 4
+    >>> found
+    tensor([[[8., 0., 0.]]])
+    """
+    begin, end = max(first, start), min(first + values.shape[-1], start + found.shape[-1])
+    if begin < end:
+        found[..., begin - start : end - start] = values[..., begin - first : end - first]
 
 
 def write_scores(
@@ -221,7 +232,7 @@ def use_entropy_attention() -> None:
 
 
 def _form(call: AttentionCall) -> Callable[..., tuple[Mixed, dict[Measure, RowMeasures]]]:
-    """The form of ``attend`` for the device and dtype of the query.
+    """The form of ``attend`` for the device and dtype of the query: on a CPU with numba in blocks of keys.
 
     The kernel takes 16-bit floats. In fp32 its exact products are slower than those of the chunks: 141 ms against 44
     for 32,768 tokens of a RecurrentGemma-2B layer on an H200; in bf16 it takes 2.

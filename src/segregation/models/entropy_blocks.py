@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segregation.models.attention import AttentionCall
 from segregation.models.compiled_loops import F, available, compiled, exp, numba
-from segregation.models.entropy_attention import HIDDEN, Measure, Mixed, RowMeasures, write_scores
+from segregation.models.entropy_attention import HIDDEN, Measure, Mixed, RowMeasures, put_rows, write_scores
 from segregation.models.gradients import needs_grad
 
 SCORES = 2**19
@@ -80,9 +80,9 @@ class RunningSoftmax:
 
     def __init__(self, rows: int) -> None:
         """Rows that have seen no key."""
-        self._state = torch.zeros(5, rows)
-        self._state[0] = HIDDEN
-        self._arrays = [one.numpy() for one in self._state]
+        largest, self._sum, self._squares, self._weighted, self._factor = state = torch.zeros(5, rows).unbind()
+        largest.fill_(HIDDEN)
+        self._arrays = [one.numpy() for one in state]
 
     def take(self, scores: Float[Tensor, "rows src"]) -> Float[Tensor, "rows 1"]:
         """Put exp(s - m) in place of the next scores; what sums of earlier ones are to be multiplied by.
@@ -92,18 +92,18 @@ class RunningSoftmax:
         (tensor([[0.]]), tensor([[1., 1.]]), tensor([0.6931]))
         """
         _take(scores.numpy(), scores.view(torch.int32).numpy(), *self._arrays)
-        return self._state[4, :, None]
+        return self._factor[:, None]
 
     @property
     def total(self) -> Float[Tensor, " rows"]:
         """Z of each row; 1 where no key was seen, whose sums are all 0."""
-        return torch.where(self._state[1] == 0, 1.0, self._state[1])
+        return torch.where(self._sum == 0, 1.0, self._sum)
 
     def measured(self, measure: Measure) -> Float[Tensor, " rows"]:
         """The entropy of the rows of the pattern, in nats, or their Euclidean norm."""
         if measure == "l2":
-            return self._state[2].sqrt() / self.total
-        return self.total.log() - self._state[3] / self.total
+            return self._squares.sqrt() / self.total
+        return self.total.log() - self._weighted / self.total
 
 
 def attend_in_blocks(
@@ -127,11 +127,8 @@ def attend_in_blocks(
             mixed.mul_(factor).baddbmm_(scores, value.reshape(batch * kv, *value.shape[2:]))
         mixed /= running.total.view(*mixed.shape[:2], 1)
         output[:, first:last] = mixed.view(batch, heads, last - first, -1).transpose(1, 2)
-        wanted = slice(max(first, start), min(last, stop))
-        for one in found if wanted.start < wanted.stop else ():
-            values = running.measured(one).view(batch, heads, last - first)
-            own = values[..., wanted.start - first : wanted.stop - first]
-            found[one][..., wanted.start - start : wanted.stop - start] = own
+        for one, rows in found.items():
+            put_rows(rows, start, running.measured(one).view(batch, heads, last - first), first)
     return output, found
 
 
@@ -151,7 +148,7 @@ def measure_in_blocks(call: AttentionCall, start: int, stop: int, measure: Measu
     found = torch.empty(*call.query.shape[:2], stop - start)
     for first, last, running, blocks in _runs(call, start, stop):
         collections.deque(blocks, maxlen=0)
-        found[..., first - start : last - start] = running.measured(measure).view(*found.shape[:2], last - first)
+        put_rows(found, start, running.measured(measure).view(*found.shape[:2], last - first), first)
     return found
 
 
