@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -47,7 +47,7 @@ class Subject:
     def family(self) -> Family:
         return self.model.family
 
-    @property
+    @cached_property
     def ids(self) -> Tensor:
         """The sample's prompt."""
         return torch.tensor([self.model.encode(SAMPLE)])

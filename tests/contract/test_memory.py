@@ -14,6 +14,7 @@ import segregation as sg
 from segregation.errors import ModelError, PlanError
 from segregation.interventions.rules import Plan
 from segregation.models.family import Ability
+from tests.contract import subjects
 from tests.contract.plain import CHANNELS
 from tests.contract.subjects import NEW, SAMPLE, Subject, generated, unclamped
 from tests.contract.test_heads import CLOSE
@@ -94,12 +95,18 @@ def exchanged(subject: Subject, channels: Sequence[str], layers: tuple[int, ...]
     return torch.cat([plain.read(token) for token in tokens.split(1, dim=1)], dim=1)
 
 
+@pytest.fixture(scope="session")
+def other_memory(family: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the family's model remembers of the other prompt."""
+    path = tmp_path_factory.mktemp(family) / "other.safetensors"
+    sg.prompt_memories(subjects.subject(family).model, [OTHER], path)
+    return path
+
+
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_a_patch_equals_a_cache_edited_by_hand(subject: Subject, channel: str, record_property, tmp_path: Path):
+def test_a_patch_equals_a_cache_edited_by_hand(subject: Subject, channel: str, record_property, other_memory: Path):
     """Of all layers and of one, for scores and for generation."""
-    model, n = subject.model, subject.ids.shape[1]
-    path = tmp_path / "other.safetensors"
-    sg.prompt_memories(model, [OTHER], path)
+    model, n, path = subject.model, subject.ids.shape[1], other_memory
     there = model.attention_layers if channel in ("keys", "values") else model.recurrent_layers
     if not there:
         with pytest.raises(PlanError, match=r"acts on layers that .* does not have"):

@@ -88,13 +88,19 @@ def test_importing_the_package_registers_the_model():
     assert get_model("segregation") is SegregationLM
 
 
+@functools.cache
+def opened(folder: Path) -> HybridModel:
+    """One model of a folder for all plans, beside the one that lm-eval opens each time."""
+    return SegregationLM.create_from_arg_obj({"pretrained": str(folder)}).model
+
+
 @pytest.mark.parametrize("plan", [Plan(), PLAN, Plan(HideAll(during=Phase.DECODE))], ids=str)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_tasks_see_what_segregation_computes(folders, tasks, name, plan):
     (tasks / "plan.json").write_text(plan.to_json())
     arguments = {"pretrained": str(folders[name]), "plan": str(tasks / "plan.json")}
     found = evaluated(tasks, *TASKS, model="segregation", model_args=arguments, batch_size=3, log_samples=True)
-    model = SegregationLM.create_from_arg_obj(arguments).model
+    model = opened(folders[name])
 
     records = {record.sample_id: record for record in loglikelihood(model, samples(), plan)}
     for one in found["samples"]["made_up_choice"]:
@@ -124,9 +130,7 @@ def rolled(model: HybridModel, plan: Plan, text: str) -> float:
 
 
 def test_the_results_say_what_was_run(folders, tasks):
-    lm = SegregationLM(
-        SegregationLM.create_from_arg_obj({"pretrained": str(folders["jamba"])}).model, PLAN, batch_size=2
-    )
+    lm = SegregationLM(opened(folders["jamba"]), PLAN, batch_size=2)
     config = evaluated(tasks, "made_up_choice", model=lm)["config"]
     assert Plan.from_json(json.dumps(config["plan"])) == PLAN and config["plan_hash"] == PLAN.hash
     assert config["segregation_model"]["weights_sha256"] == lm.model.description["weights_sha256"]
