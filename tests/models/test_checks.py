@@ -117,9 +117,8 @@ def test_what_cannot_be_asked_is_not_done_and_says_why(build):
 @pytest.mark.parametrize(("known", "consequence"), [("made so", "reported"), ("", "refused")])
 def test_what_is_known_of_a_family_is_reported_with_its_number(model, known, consequence):
     question = Question("x", lambda _: 0.5, "noise", "refused", known=lambda _: known)
-    assert ask(model, question, TOLERANCES) == Check(
-        "x", "fail", 0.5, 1e-4, consequence, known, ask(model, question, TOLERANCES).seconds
-    )
+    found = ask(model, question, TOLERANCES)
+    assert found == Check("x", "fail", 0.5, 1e-4, consequence, known, found.seconds)
 
 
 def test_prefill_and_decode_of_a_family_that_clamps_are_two_functions(build):

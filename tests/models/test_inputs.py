@@ -1,8 +1,9 @@
+import numpy as np
 import pytest
 import torch
 
 from segregation.errors import ModelError
-from segregation.models.inputs import check_token_ids
+from segregation.models.inputs import check_rows, check_token_ids
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -26,3 +27,13 @@ def test_token_ids_of_the_whole_vocabulary_pass(dtype: torch.dtype) -> None:
 def test_what_are_no_token_ids_is_refused(tokens: object, why: str) -> None:
     with pytest.raises(ModelError, match=why):
         check_token_ids(tokens, rows=1, d_vocab=10)
+
+
+def test_rows_are_any_whole_numbers_of_a_batch() -> None:
+    assert check_rows(list(np.array([1, 0, 1])), n_rows=2) == [1, 0, 1]
+
+
+@pytest.mark.parametrize("rows", [[], [2], [-1], [0.0], ["0"], "0", 0, [True], [None]])
+def test_rows_that_there_are_not_are_refused(rows: object) -> None:
+    with pytest.raises(ModelError, match=r"here are the rows 0\.\.1, got"):
+        check_rows(rows, n_rows=2)

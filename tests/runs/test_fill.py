@@ -175,4 +175,6 @@ def test_targets_that_cannot_be_written_whole_are_warned_of(model: HybridModel, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fill_generate(folder, model, samples, [Plan()], max_new_tokens=6)
+        ended = Sample(id="ended", prompt="abc", target="uvwxyz. ")  # its full stop need not be written
+        fill_generate(folder, model, [*samples, ended], [Plan()], max_new_tokens=6)
         fill_generate(folder, model, samples, [Plan()], max_new_tokens=4)  # nothing is left to be written

@@ -1,3 +1,5 @@
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 
@@ -10,7 +12,7 @@ from segregation.interventions.rules import AblateHeads, KeepTopHeads, Plan
 from segregation.models.checks_outcome import Check
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
-from segregation.runs.fork import fork, join
+from segregation.runs.fork import Fork, fork, join
 from segregation.runs.witness import check_read
 
 SAMPLES = [Sample("a", "the cat sat on the mat and slept all day", "x"), Sample("b", "a short prompt", "x")]
@@ -76,9 +78,11 @@ def test_an_exception_in_the_middle_leaves_model_and_fork_as_they_were(any_scan:
             raise InterruptedError
 
     handle = any_scan.hf_model.get_output_embeddings().register_forward_pre_hook(stop)
-    with pytest.raises(InterruptedError):
-        one.logits(tokens)
-    handle.remove()
+    try:
+        with pytest.raises(InterruptedError):
+            one.logits(tokens)
+    finally:
+        handle.remove()
     assert torch.equal(one.logits(tokens), before)
     assert torch.equal(whole(any_scan, [5, 6, 7]), untouched)
 
@@ -172,20 +176,27 @@ def test_a_memory_that_is_not_read_is_found_out(any_scan: HybridModel) -> None:
     assert torch.equal(one.logits(tokens[None]), one.logits(tokens[None]))
 
 
+def test_what_are_no_tokens_is_refused(model: HybridModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for users, whose types nobody checks."""
+    for name in ("_feed", "logits", "read_on"):
+        monkeypatch.setattr(Fork, name, inspect.unwrap(getattr(Fork, name)))
+    one = fork(model, SAMPLES[0], 10)
+    for go_on in (one.logits, one.read_on):
+        for wrong in ([[3, 4]], torch.zeros(2, dtype=torch.long), torch.zeros(1, 2), None):
+            with pytest.raises(ModelError, match="a tensor of"):
+                go_on(wrong)
+
+
 def test_what_cannot_be_forked_is_refused(model: HybridModel, build: Callable[..., HybridModel]) -> None:
     with pytest.raises(SampleError, match="has 41 tokens, so 1 to as many can be read; got 42"):
         fork(model, SAMPLES[0], 42)
     with pytest.raises(SampleError, match="for each of the 2 samples, got 1"):
         fork(model, SAMPLES, [3])
     one = fork(model, SAMPLES[0], 10)
-    with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got \[1\]"):
-        one.expand([1])
-    for wrong in ([], [-1]):
-        with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got"):
-            one.expand(wrong)
-    for ill_typed in (1, "0", [0.0]):  # the test run's type checks would answer first
-        with pytest.raises(ModelError, match=r"has the rows 0\.\.0, got"):
-            one._check_rows(ill_typed)
+    for rows in ([1], [], [-1], [True]):
+        for named in (one.expand, lambda rows: one.remembered(model.attention_layers[0], "keys", rows)):
+            with pytest.raises(ModelError, match=rf"the rows 0\.\.0, got {re.escape(str(rows))}"):
+                named(rows)
     for go_on in (one.logits, one.read_on):
         with pytest.raises(ModelError, match=r"here are 1 rows, .* got one of \(2, 1\)"):
             go_on(torch.zeros(2, 1, dtype=torch.long))

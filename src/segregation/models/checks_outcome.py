@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from segregation.errors import ModelError
 from segregation.models.hybrid import HybridModel
 from segregation.shapes import Tokens
 
@@ -246,3 +247,19 @@ def largest_gap(
     same = (one[0] == other[0]).long()
     compared = torch.cat([torch.ones_like(same[:, :1]), same.cumprod(-1)[:, :-1]], dim=-1).bool()
     return float((one[1] - other[1]).abs().amax(-1)[compared].max())
+
+
+def check_can_fork(model: HybridModel) -> None:
+    """Refuse a model whose self-checks found that a fork of it is not the same as reading again.
+
+    Raises:
+        ModelError: with the check that failed, and what it measured.
+    """
+    if model.can_fork:
+        return
+    checks = [Check(**check) for check in model.description.get("self_checks", ())]
+    why = "; ".join(check.said for check in checks if check.failed and check.consequence == "fork")
+    raise ModelError(
+        f"{model.description.get('name', model.family.name)} cannot be forked: {why or 'its self-checks say so'}. Read "
+        "every prompt anew, as generate() and loglikelihood() then do"
+    )

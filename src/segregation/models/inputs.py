@@ -1,5 +1,7 @@
 """What is handed over to be read: samples, whose spans rules about tokens name, or token ids."""
 
+import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +47,10 @@ def check_token_ids(tokens: object, rows: int, d_vocab: int) -> None:
     """
     if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
         got = tokens.dtype if isinstance(tokens, Tensor) else type(tokens).__name__
-        raise ModelError(f"tokens are a tensor of whole numbers, torch.int64 or torch.int32, batch by pos; got {got}")
+        raise ModelError(
+            f"tokens are a tensor of whole numbers, torch.int64 or torch.int32, batch by pos; got {got}. For token ids "
+            "in lists, write torch.tensor(ids)"
+        )
     if tokens.ndim != 2 or len(tokens) != rows or not tokens.shape[1]:
         raise ModelError(
             f"here are {rows} rows, each of which goes on with one token or more: a tensor of ({rows}, n) token ids; "
@@ -53,4 +58,25 @@ def check_token_ids(tokens: object, rows: int, d_vocab: int) -> None:
         )
     low, high = (int(end) for end in tokens.aminmax())
     if low < 0 or high >= d_vocab:
-        raise ModelError(f"the token ids of this model are 0 to {d_vocab - 1}; got {low} to {high}")
+        raise ModelError(
+            f"the token ids of this model are 0 to {d_vocab - 1}; got {low} to {high}. Take them from its own tokenizer"
+        )
+
+
+def check_rows(rows: Any, n_rows: int) -> list[int]:
+    """The rows of a batch that are listed, as plain numbers.
+
+    Raises:
+        ModelError: no rows, or a row that there is not.
+
+    >>> check_rows([torch.tensor(1), 0], n_rows=2)
+    [1, 0]
+    """
+    given: Sequence[Any] = rows if isinstance(rows, Sequence) and not isinstance(rows, str) else ()
+    try:
+        found = [operator.index(row) for row in given if not isinstance(row, bool)]
+    except TypeError:
+        found = []
+    if not found or len(found) < len(given) or not all(0 <= row < n_rows for row in found):
+        raise ModelError(f"here are the rows 0..{n_rows - 1}, got {rows!r}; list one or more of them")
+    return found

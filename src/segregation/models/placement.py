@@ -48,10 +48,10 @@ def check_attention(attn_implementation: str) -> None:
     from transformers import AttentionInterface
 
     known = ["eager", *AttentionInterface().valid_keys()]
-    if attn_implementation not in known and "/" not in str(attn_implementation):
+    if attn_implementation not in known and "/" not in attn_implementation:
         raise ModelError(
-            f'attn_implementation is "sdpa", "eager" or "segregation" (transformers knows {", ".join(sorted(known))}), '
-            f"got {attn_implementation!r}"
+            f'attn_implementation is "sdpa", "eager" or "segregation" (transformers knows {", ".join(sorted(known))}, '
+            f"and kernels of the hub by owner/name), got {attn_implementation!r}"
         )
 
 

@@ -15,10 +15,11 @@ from segregation.errors import PlanError, SampleError
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.models.channels import Channel, layers_with
+from segregation.models.checks_outcome import check_can_fork
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.pairs import Pair
 from segregation.prompts.spans import TokenSpans, sample_spans
-from segregation.runs.fork import Fork, check_can_fork, join, read_first
+from segregation.runs.fork import Fork, join, read_first
 from segregation.runs.generate import checked_spans, described, encode_checked, whole_plan
 from segregation.runs.launch import ROWS, Prompt, Row
 from segregation.runs.loglikelihood import score_from

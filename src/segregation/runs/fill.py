@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shlex
+import string
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,8 +83,7 @@ def fill_generate(
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
-    group = (samples, plans)
-    return fill_groups(folder, model, [group], max_new_tokens=max_new_tokens, batch_size=batch_size, title=title)
+    return _fill_generated(folder, model, [(samples, plans)], max_new_tokens, batch_size, title)
 
 
 def fill_groups(
@@ -97,11 +97,23 @@ def fill_groups(
 ) -> int:
     """Generate for several groups of samples, each under plans of its own; how many records were made.
 
-    A sample that several groups have is read once for all of them. Warns of targets longer than ``max_new_tokens``.
+    A sample that several groups have is read once for all of them. Warns of targets with more tokens than
+    ``max_new_tokens``.
 
     Raises:
         RecordError: the samples are not those the folder's records were made from.
     """
+    return _fill_generated(folder, model, groups, max_new_tokens, batch_size, title)
+
+
+def _fill_generated(
+    folder: RunFolder,
+    model: HybridModel,
+    groups: Sequence[Group],
+    max_new_tokens: int,
+    batch_size: int | None,
+    title: str,
+) -> int:
     settings = {"max_new_tokens": max_new_tokens}
     todo = [part for samples, plans in groups for part in missing(folder, samples, plans, "generate", settings)]
     _warn_of_cut_targets(model, [sample for samples, _ in todo for sample in samples], max_new_tokens)
@@ -212,16 +224,15 @@ def _batching_mode(folder: RunFolder, model: HybridModel, todo: Sequence[Group])
 
 
 def _warn_of_cut_targets(model: HybridModel, samples: Sequence[Sample], max_new_tokens: int) -> None:
-    """Say so where a target has more tokens than will be written: it cannot be retrieved whole, whatever the model."""
-    targets = dict.fromkeys(sample.target for sample in samples)
-    assert model.tokenizer is not None
-    tokens = [len(model.tokenizer(target, add_special_tokens=False)["input_ids"]) for target in targets]
+    """Say so where a target has more tokens than will be written, its last full stop left out, which nobody counts."""
+    targets = {sample.target: sample.target.rstrip(string.punctuation + string.whitespace) for sample in samples}
+    tokens = [len(model.encode_continuation(target)) for target in targets.values()]
     if cut := [n for n in tokens if n > max_new_tokens]:
         warnings.warn(
             f"{len(cut)} of {len(tokens)} different targets have up to {max(cut)} tokens, more than max_new_tokens="
-            f"{max_new_tokens}, so they cannot be written whole and exact retrieval counts them as wrong; raise "
+            f"{max_new_tokens}, so they are likely to be cut, and exact retrieval counts what is cut as wrong; raise "
             f"max_new_tokens to {max(cut)}, or ask for shorter needles",
-            stacklevel=3,
+            stacklevel=4,  # whoever called the public function
         )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,10 +12,10 @@ from segregation.interventions.apply import enter
 from segregation.interventions.rules import Plan
 from segregation.interventions.tables import compile_plans
 from segregation.models.channels import RECURRENT_CHANNELS, Channel, read_channel
-from segregation.models.checks_outcome import Check
+from segregation.models.checks_outcome import check_can_fork
 from segregation.models.growing import make_room
 from segregation.models.hybrid import HybridModel
-from segregation.models.inputs import check_token_ids
+from segregation.models.inputs import check_rows, check_token_ids
 from segregation.models.memory import Memory, assemble, merge
 from segregation.prompts.sample import Sample
 from segregation.prompts.spans import TokenSpans
@@ -62,16 +61,20 @@ class Fork:
         Raises:
             ModelError: no rows, or a row that there is not.
         """
-        self._check_rows(rows)
+        rows = check_rows(rows, len(self.prompts))
         return self._with_rows(rows, self.memory.select(self._index(rows)).trimmed())
 
     def remembered(self, layer: int, channel: Channel, rows: Sequence[int]) -> Tensor | None:
         """A copy of what a layer remembers of these rows through a channel; ``None`` where it remembers nothing so.
 
         Keys and values are aligned at their right end, as those of a left-padded batch.
+
+        Raises:
+            ModelError: no rows, or a row that there is not.
         """
+        rows = check_rows(rows, len(self.prompts))
         own = read_channel(self.model, self.memory.cache, layer, channel, self.memory.held)
-        return None if own is None else own[list(rows)]
+        return None if own is None else own[rows]
 
     def mixed(self, rows: Mapping[Channel, Sequence[int]]) -> "Fork":
         """A fork whose i-th row has each channel of its memory from a row of its own: ``rows[channel][i]``.
@@ -87,9 +90,8 @@ class Fork:
         """
         if missing := {"keys", "values", "recurrent", "conv"} - set(rows):
             raise ModelError(f"each channel's rows must be named, and these are not: {', '.join(sorted(missing))}")
-        for of in rows.values():
-            self._check_rows(of)
-        if "keys" in self.model.family.cannot and list(rows["keys"]) != list(rows["values"]):
+        rows = {channel: check_rows(of, len(self.prompts)) for channel, of in rows.items()}
+        if "keys" in self.model.family.cannot and rows["keys"] != rows["values"]:
             raise ModelError(f"keys and values come from the same rows here: {self.model.family.cannot['keys']}")
         read = self.read
         for i, together in enumerate(zip(*rows.values(), strict=True)):
@@ -117,8 +119,7 @@ class Fork:
         Raises:
             ModelError: not a tensor of token ids with one row for each row, or more positions than the model takes.
         """
-        at_once = self._at_once() if tokens.shape[1] > 1 else 1
-        return replace(self, memory=self._feed(tokens, lambda logits: None, at_once))
+        return replace(self, memory=self._feed(tokens, lambda logits: None, self._at_once()))
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits after each of these tokens, of which there are as many in each row.
@@ -194,11 +195,6 @@ class Fork:
 
     def _index(self, rows: Sequence[int]) -> Int[Tensor, " rows"]:
         return torch.tensor(list(rows), device=self.memory.lengths.device)
-
-    def _check_rows(self, rows: Any) -> None:
-        named = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
-        if not named or not all(isinstance(row, int) and 0 <= row < len(self.prompts) for row in rows):
-            raise ModelError(f"this fork has the rows 0..{len(self.prompts) - 1}, got {rows!r}; list one or more")
 
 
 def fork(
@@ -285,20 +281,4 @@ def join(forks: Sequence[Fork]) -> Fork:
         prompts=tuple(prompt for one in forks for prompt in one.prompts),
         spans=tuple(spans for one in forks for spans in one.spans),
         memory=merge([one.memory for one in forks]),
-    )
-
-
-def check_can_fork(model: HybridModel) -> None:
-    """Refuse a model whose self-checks found that a fork of it is not the same as reading again.
-
-    Raises:
-        ModelError: with the check that failed, and what it measured.
-    """
-    if model.can_fork:
-        return
-    checks = [Check(**check) for check in model.description.get("self_checks", ())]
-    why = "; ".join(check.said for check in checks if check.failed and check.consequence == "fork")
-    raise ModelError(
-        f"{model.description.get('name', model.family.name)} cannot be forked: {why or 'its self-checks say so'}. Read "
-        "every prompt anew, as generate() and loglikelihood() then do"
     )
