@@ -58,6 +58,7 @@ CPU = (
     Entry("reading", 600),
     Entry("depths", 200, ("--rounds", "3")),
     Entry("scans", 400, ("--rounds", "3"), "lines"),
+    Entry("entropy_cpu", 300),
     Entry(
         "entropy",
         600,

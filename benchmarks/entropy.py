@@ -6,7 +6,7 @@ weighs as much as it can; with ``--scans transformers`` the base is what transfo
 
 - ``sdpa``: transformers' own attention, no entropy (the base);
 - ``one pass``: ``models.entropy_attention``, with the entropy of every head at every position;
-- ``again``: sdpa, and the pattern computed a second time from its inputs, some queries at a time;
+- ``again``: sdpa, and beside it entropies from its queries and keys: in blocks of keys, or of rows of the pattern;
 - ``eager``: transformers' eager attention, and the entropy of the weights that it returns.
 
 Memory is the highest that the process held above what it held before the prefill, each way in a process of its own.

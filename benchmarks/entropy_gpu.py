@@ -5,7 +5,7 @@ Markdown table at the end. Weights and inputs are random. Forms:
 
 - ``sdpa``: transformers' own attention without entropy (the base), with the mask that it is given there;
 - ``kernel``: ``models.entropy_kernel``, one pass;
-- ``chunks``: ``models.entropy_attention.attend``, the same in PyTorch operations, some queries at a time;
+- ``chunks``: ``models.entropy_chunks.attend``, the same in PyTorch operations, some queries at a time;
 - ``flex``: compiled FlexAttention with its log-sum-exp, and a second pass with keys for values, which gives the mean
   score; the entropy is the difference of the two;
 - ``eager``: a full pattern.
@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks.rows import error
 from segregation.interventions.heads import entropy
 from segregation.models.attention import AttentionCall
-from segregation.models.entropy_attention import attend
+from segregation.models.entropy_chunks import attend
 from segregation.models.entropy_kernel import attend_on_gpu
 
 CALLS: Mapping[str, tuple[int, int, int, int | None]] = {

@@ -6,7 +6,7 @@ Run it with ``python -m benchmarks.scaling``: bundled architectures with random 
 - ``sdpa``: transformers' own attention, no plan (the base); all ways have this package's scans;
 - ``eager``: transformers' attention with weights, no plan, up to ``--eager-up-to`` tokens;
 - ``plan, one pass``: the plan where attention itself measures its rows (``models.entropy_attention``);
-- ``plan, again``: the plan where the pattern is computed a second time beside sdpa.
+- ``plan, again``: the plan where heads are scored beside sdpa, from its queries and keys.
 
 Memory is the most that one prefill adds, in a process of its own (resident, on a CPU) or of what torch has allocated on
 the device. The exponent of the longest row of a way is of all its rows: the slope of the log of time or memory over the

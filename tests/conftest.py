@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 from segregation.interventions.phase import Phase
+from segregation.models import entropy_blocks
 from segregation.models.hybrid import HybridModel
 from segregation.prompts.sample import Sample
 from segregation.shapes import PositionMask, Positions, PromptLengths
@@ -18,6 +19,8 @@ from tests.tiny import WINDOW as WINDOW
 from tests.tiny import tiny_config
 
 torch.set_num_threads(1)
+entropy_blocks.FEWEST_KEYS = 16
+"""So that prompts of tests, which are short, are on both sides of it."""
 
 
 def pytest_collection_finish() -> None:

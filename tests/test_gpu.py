@@ -11,7 +11,8 @@ import segregation as sg
 from segregation.models import scan_triton
 from segregation.models.attention import AttentionCall
 from segregation.models.checks import apply_checks, run_checks
-from segregation.models.entropy_attention import NAME, attend, use_entropy_attention
+from segregation.models.entropy_attention import NAME, use_entropy_attention
+from segregation.models.entropy_chunks import attend
 from segregation.models.entropy_kernel import attend_on_gpu
 from segregation.models.hybrid import HybridModel
 from segregation.models.scan_linear import linear_scan
@@ -20,7 +21,7 @@ from segregation.prompts.benchmarks import facts
 from segregation.prompts.grid import Grid
 from segregation.prompts.pairs import corrupt_pairs
 from tests.conftest import random_module
-from tests.models.test_entropy_attention import call as attention_call
+from tests.models.test_entropy_forms import call as attention_call
 from tests.models.test_scans_fast import by_steps, inputs
 from tests.tiny import CONFIGS
 

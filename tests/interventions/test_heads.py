@@ -52,6 +52,18 @@ def test_paper_entropy_ties_in_bf16_where_entropy_does_not():
     assert entropy(base)[0, 0] != entropy(base)[0, 1]
 
 
+def test_entropy_has_gradients_where_keys_are_not_seen():
+    scores = torch.randn(1, 2, 5, 5, dtype=torch.float64)
+    found = []
+    for hidden in (-torch.inf, -60.0):  # not seen, and next to it
+        own = scores.clone().requires_grad_()
+        of = entropy(own.masked_fill(~torch.ones(5, 5).tril().bool(), hidden).softmax(-1))
+        of[..., 1:].sum().backward()
+        found.append((of.detach(), own.grad))
+    assert found[0][1].abs().max() > 0.01
+    assert all(torch.allclose(*pair, atol=1e-9) for pair in zip(*found, strict=True))
+
+
 def test_ablate_touches_nothing_else():
     z = torch.randn(2, 3, 4, 5)
     keep = torch.rand(2, 3, 4) < 0.5

@@ -26,8 +26,9 @@ from segregation.interventions.tables import Compiled, LayerTable, compile_plans
 from segregation.interventions.token_edits import TokenEdit, edits_of_layers, lookup
 from segregation.models.attention import QUERY_CHUNK, AttentionCall
 from segregation.models.channels import ATTENTION_CHANNELS, RECURRENT_CHANNELS
-from segregation.models.entropy_attention import NAME, Asked, Measure, ask
+from segregation.models.entropy_attention import NAME, Asked, ask
 from segregation.models.entropy_blocks import measure_in_blocks, measures_in_blocks
+from segregation.models.entropy_chunks import Measure
 from segregation.models.hybrid import HybridModel
 from segregation.models.positions import MixerEdit, PatternEdit, Run, cache_of, forward_arguments, token_positions
 from segregation.prompts.spans import TokenSpans

@@ -1,9 +1,10 @@
 """What loops that numba compiles are made with, and where they may run; each has a form in PyTorch beside it.
 
-numba compiles a loop at its first call and keeps the result in its cache. One thread, fp32, no gradients.
+numba compiles a loop at its first call (two seconds) and keeps the result in its cache. One thread, fp32, no gradients.
 """
 
 # pyright: reportMissingImports=false
+import hashlib
 import inspect
 from typing import Any
 
@@ -28,12 +29,33 @@ _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
 def compiled(function: Any, *fastmath: str) -> Any:
-    """The function compiled at its first call, kept on disk where numba finds a folder that it may write to."""
-    options = {"fastmath": set(fastmath), "error_model": "numpy"}
+    """The function compiled at its first call, kept on disk where numba finds a folder that it may write to.
+
+    numba takes it from there again unless the file of the function has changed. So its name says what else it is made
+    of: numbers, and functions, of other files.
+    """
+    plain, options = inspect.unwrap(function), {"fastmath": set(fastmath), "error_model": "numpy"}
+    plain.__qualname__ += f"_{hashlib.sha256(made_of(plain).encode()).hexdigest()[:16]}"
     try:
-        return numba.njit(inspect.unwrap(function), cache=True, **options)
+        return numba.njit(plain, cache=True, **options)
     except RuntimeError:  # it finds none: a read-only file system, no home
-        return numba.njit(inspect.unwrap(function), **options)
+        return numba.njit(plain, **options)
+
+
+def made_of(function: Any) -> str:
+    """The source of a function, of the loops that it calls, and the numbers that they name.
+
+    >>> made_of(_exp_of).splitlines()[-1]
+    '_ONE = np.float32(1.0)'
+    """
+    function = inspect.unwrap(function)
+    parts = [inspect.getsource(function)]
+    for name, value in sorted(inspect.getclosurevars(function).globals.items()):
+        if hasattr(value, "py_func"):
+            parts.append(made_of(value.py_func))
+        elif isinstance(value, np.generic | int | float):
+            parts.append(f"{name} = {value!r}")
+    return "\n".join(parts)
 
 
 def _exp_of(x):  # type: ignore
@@ -67,5 +89,18 @@ def available(*tensors: Tensor | None) -> bool:
 
 
 def array(tensor: Tensor) -> np.ndarray:
-    """The numbers of a tensor, in fp32 and side by side."""
+    """The numbers of a tensor, in fp32 and side by side.
+
+    >>> array(torch.ones(2, 1, dtype=torch.float64).T)
+    array([[1., 1.]], dtype=float32)
+    """
     return tensor.detach().float().contiguous().numpy()
+
+
+def empty(*shape: int) -> Tensor:
+    """Room for numbers that a loop fills: in fp32 on the CPU, whatever the defaults of torch are.
+
+    >>> empty(2, 3).shape
+    torch.Size([2, 3])
+    """
+    return torch.empty(shape, dtype=torch.float32, device="cpu")

@@ -1,4 +1,4 @@
-"""``entropy_attention`` on a CPU with numba: the keys in blocks as well, each score read and written once.
+"""Attention with entropies on a CPU with numba: the keys in blocks as well, each score read and written once.
 
 A running softmax (arXiv 1805.02867) lets blocks of scores stay in the CPU's cache however many keys there are. Beside
 the largest score and the sum of exponentials it carries what entropy and norm are made of.
@@ -15,18 +15,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from segregation.models.attention import AttentionCall
-from segregation.models.compiled_loops import F, available, compiled, exp, numba
-from segregation.models.entropy_attention import HIDDEN, Measure, Mixed, RowMeasures, put_rows, write_scores
+from segregation.models.compiled_loops import F, available, compiled, empty, exp, numba
+from segregation.models.entropy_chunks import HIDDEN, Measure, Mixed, RowMeasures, put_rows, write_scores
 from segregation.models.gradients import needs_grad
 
 SCORES = 2**19
-"""Scores that are held at once, over the rows of a batch and their heads; 2 MB."""
+"""How many scores are to be held at once, over the rows of a batch and their heads: 2 MB, which a cache holds."""
 KEYS, QUERIES, FEWEST = 512, 128, 16
-"""The fewest keys in a block, and the most and the fewest queries, which the batch and the window bound further."""
+"""The fewest keys in a block, and the most and the fewest queries, which the batch and the window bound further.
+
+Where batch times heads is over 64, ``KEYS`` times ``FEWEST`` scores of each are more than ``SCORES``.
+"""
+
+FEWEST_KEYS, MOST_THREADS = 64, 2
+"""Where blocks were measured to be faster than the forms in PyTorch (docs/benchmarks.md).
+
+With fewer keys a call of numba takes longer than what it saves; its loops run in one thread, so that attention in
+PyTorch wins where that has many.
+"""
 
 if numba is not None:
     _HIDDEN = F(HIDDEN)
-    _LAST, _REST, _SMALLEST = np.int32(31), np.int32(2**31 - 1), np.int32(-(2**31))
+    _LAST, _REST = np.int32(31), np.int32(2**31 - 1)
+    _SMALLEST = np.int32(np.float32(-np.inf).view(np.int32) ^ _REST)
 
     def _largest_bits(bits):  # type: ignore
         """The largest of a line of floats, found by their bits: a maximum of floats is vectorised only without NaNs.
@@ -80,7 +91,7 @@ class RunningSoftmax:
 
     def __init__(self, rows: int) -> None:
         """Rows that have seen no key."""
-        largest, self._sum, self._squares, self._weighted, self._factor = state = torch.zeros(5, rows).unbind()
+        largest, self._sum, self._squares, self._weighted, self._factor = state = empty(5, rows).zero_().unbind()
         largest.fill_(HIDDEN)
         self._arrays = [one.numpy() for one in state]
 
@@ -96,11 +107,19 @@ class RunningSoftmax:
 
     @property
     def total(self) -> Float[Tensor, " rows"]:
-        """Z of each row; 1 where no key was seen, whose sums are all 0."""
+        """Z of each row; 1 where no key was seen (or all that were score under -1e30), whose sums are all 0.
+
+        >>> RunningSoftmax(2).total
+        tensor([1., 1.])
+        """
         return torch.where(self._sum == 0, 1.0, self._sum)
 
     def measured(self, measure: Measure) -> Float[Tensor, " rows"]:
-        """The entropy of the rows of the pattern, in nats, or their Euclidean norm."""
+        """The entropy of the rows of the pattern, in nats, or their Euclidean norm.
+
+        >>> RunningSoftmax(2).measured("l2")
+        tensor([0., 0.])
+        """
         if measure == "l2":
             return self._squares.sqrt() / self.total
         return self.total.log() - self._weighted / self.total
@@ -109,7 +128,7 @@ class RunningSoftmax:
 def attend_in_blocks(
     call: AttentionCall, start: int = 0, stop: int = 0, measures: Iterable[Measure] = ()
 ) -> tuple[Mixed, dict[Measure, RowMeasures]]:
-    """What ``entropy_attention.attend`` gives, with the same arguments.
+    """What ``entropy_chunks.attend`` gives, with the same arguments.
 
     >>> q, kv = torch.zeros(1, 2, 4, 8), torch.ones(1, 1, 4, 8)
     >>> attend_in_blocks(AttentionCall(q, kv, kv, None, 1.0, None), 3, 4, ["entropy"])[1]["entropy"]  # ln 4
@@ -119,9 +138,9 @@ def attend_in_blocks(
     batch, heads, queries, _ = call.query.shape
     kv = call.key.shape[1]
     output = call.value.new_empty(batch, queries, heads, call.value.shape[-1])
-    found: dict[Measure, Tensor] = {one: torch.zeros(batch, heads, stop - start) for one in measures}
+    found: dict[Measure, Tensor] = {one: empty(batch, heads, stop - start).zero_() for one in measures}
     for first, last, running, blocks in _runs(call, 0, queries):
-        mixed = torch.zeros(batch * kv, heads // kv * (last - first), output.shape[-1])
+        mixed = empty(batch * kv, heads // kv * (last - first), output.shape[-1]).zero_()
         for keys, scores, factor in blocks:
             value = call.value[:, :, keys].float()
             mixed.mul_(factor).baddbmm_(scores, value.reshape(batch * kv, *value.shape[2:]))
@@ -132,10 +151,30 @@ def attend_in_blocks(
     return output, found
 
 
+def attends_in_blocks(call: AttentionCall) -> bool:
+    """Whether ``attend_in_blocks`` is the form to take: where numba runs, from 64 keys on, in one thread or two.
+
+    >>> short = torch.zeros(1, 1, 2, 8)
+    >>> attends_in_blocks(AttentionCall(short, short, short, None, 1.0, None))
+    False
+    """
+    long = call.key.shape[2] >= FEWEST_KEYS and torch.get_num_threads() <= MOST_THREADS
+    return long and available(call.query, call.key, call.value, call.mask)
+
+
 def measures_in_blocks(call: AttentionCall) -> bool:
-    """Whether ``measure_in_blocks`` can: with numba, without gradients, and under no additive mask."""
-    additive = call.mask is not None and call.mask.dtype != torch.bool
-    return not additive and available(call.query, call.key, call.mask) and not needs_grad(call.query, call.key)
+    """Whether ``measure_in_blocks`` is: with numba, from 64 keys on, without gradients, and under no additive mask.
+
+    Where it is not, rows of the pattern are made and measured in PyTorch, which takes 2 to 20 times as long for long
+    prompts (an eager model's masks are additive).
+
+    >>> short = torch.zeros(1, 1, 2, 8)
+    >>> measures_in_blocks(AttentionCall(short, short, short, None, 1.0, None))
+    False
+    """
+    if call.key.shape[2] < FEWEST_KEYS or (call.mask is not None and call.mask.dtype != torch.bool):
+        return False
+    return available(call.query, call.key, call.mask) and not needs_grad(call.query, call.key)
 
 
 def measure_in_blocks(call: AttentionCall, start: int, stop: int, measure: Measure) -> RowMeasures:
@@ -145,7 +184,7 @@ def measure_in_blocks(call: AttentionCall, start: int, stop: int, measure: Measu
     >>> measure_in_blocks(AttentionCall(q, k, k, None, 1.0, None), 1, 3, "l2")[0, 0]  # roots of 1/2 and 1/3
     tensor([0.7071, 0.5774])
     """
-    found = torch.empty(*call.query.shape[:2], stop - start)
+    found = empty(*call.query.shape[:2], stop - start)
     for first, last, running, blocks in _runs(call, start, stop):
         collections.deque(blocks, maxlen=0)
         put_rows(found, start, running.measured(measure).view(*found.shape[:2], last - first), first)
@@ -162,7 +201,7 @@ def _runs(call: AttentionCall, start: int, stop: int) -> Iterator[tuple[int, int
     kv, past = call.key.shape[1], call.key.shape[2] - queries
     step = min(_queries_at_once(call), max(1, stop - start))
     width = _keys_at_once(call, step)
-    room = torch.empty(batch * heads * step * width)
+    room = empty(batch * heads * step * width)
 
     def blocks(first: int, last: int, running: RunningSoftmax) -> Iterator[Block]:
         end = past + last
@@ -184,10 +223,10 @@ def _runs(call: AttentionCall, start: int, stop: int) -> Iterator[tuple[int, int
 def _queries_at_once(call: AttentionCall) -> int:
     """Fewer where the batch is large, or where a window would be exceeded by much."""
     batch, heads, queries, _ = call.query.shape
-    most = min(QUERIES, SCORES // (batch * heads * KEYS), queries if call.window is None else call.window // 8)
+    most = min(QUERIES, SCORES // max(1, batch * heads * KEYS), queries if call.window is None else call.window // 8)
     return max(1, min(queries, max(FEWEST, most)))
 
 
 def _keys_at_once(call: AttentionCall, queries: int) -> int:
     batch, heads = call.query.shape[:2]
-    return min(call.key.shape[2], max(KEYS, SCORES // (batch * heads * queries)))
+    return min(call.key.shape[2], max(KEYS, SCORES // max(1, batch * heads * queries)))

@@ -1,4 +1,4 @@
-"""The same attention as ``entropy_attention.attend`` in one pass on a GPU, as a Triton kernel.
+"""The same attention as ``entropy_chunks.attend`` in one pass on a GPU, as a Triton kernel.
 
 Each program holds some queries of one head and walks over the keys that they can reach. Beside the running maximum m
 and sum Z of e = exp(s - m) it carries sum e (s - m) and sum e^2; when m rises to m', with r = exp(m - m'), they become
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from segregation.models.attention import AttentionCall
-from segregation.models.entropy_attention import HIDDEN, Measure, Mixed, RowMeasures
+from segregation.models.entropy_chunks import HIDDEN, Measure, Mixed, RowMeasures
 
 try:
     import triton

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from segregation.models.compiled_loops import F, array, compiled, exp, numba
+from segregation.models.compiled_loops import F, array, compiled, empty, exp, numba
 from segregation.shapes import PositionMask
 
 TOKENS = 64
@@ -95,13 +95,13 @@ def linear_scan(
     """
     batch, length, width = writes.shape
     if not length:
-        return torch.empty(writes.shape)
-    last = torch.zeros(batch, width) if initial is None else initial
+        return empty(*writes.shape)
+    last = empty(batch, width).zero_() if initial is None else initial
     mask, parts = _mask(resets, batch, length), []
     ready = all(tensor.dtype == torch.float32 and tensor.is_contiguous() for tensor in (factors, writes))
     for start in range(0, length, length if ready else TOKENS):
         at = (slice(None), slice(start, length if ready else start + TOKENS))
-        part = torch.empty(writes[at].shape)
+        part = empty(*writes[at].shape)
         _walk(array(factors[at]), array(writes[at]), np.ascontiguousarray(mask[at]), array(last), part.numpy())
         last = part[:, -1]
         parts.append(part)
@@ -125,10 +125,10 @@ def selective_scan(
     ([2.0, 3.0], 3.0)
     """
     batch, length, width = inputs.shape
-    state = torch.zeros(batch, rates.shape[1], width)
+    state = empty(batch, rates.shape[1], width).zero_()
     if initial is not None:
         state.copy_(initial.mT)
-    outputs = torch.zeros(batch, length, width)
+    outputs = empty(batch, length, width).zero_()
     arrays = (array(tensor) for tensor in (inputs, steps, rates.mT, keys, reads))
     _select(*arrays, _mask(resets, batch, length), state.numpy(), outputs.numpy())
     return outputs, state.mT.contiguous()
@@ -148,7 +148,7 @@ def selective_step(
     >>> selective_step(one, one, torch.zeros(1, 1), one, one, state).item(), state.item()
     (2.0, 2.0)
     """
-    outputs = torch.empty(inputs.shape)
+    outputs = empty(*inputs.shape)
     arrays = (array(tensor) for tensor in (inputs, steps, rates, keys, reads))
     step: Any = _step_of(rates.shape[1])
     step(*arrays, state.numpy(), outputs.numpy())
