@@ -19,6 +19,7 @@ from tests.tiny import WINDOW as WINDOW
 from tests.tiny import tiny_config
 
 torch.set_num_threads(1)
+SHIPPED_FEWEST_KEYS = entropy_blocks.FEWEST_KEYS
 entropy_blocks.FEWEST_KEYS = 16
 """So that prompts of tests, which are short, are on both sides of it."""
 

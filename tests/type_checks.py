@@ -34,7 +34,7 @@ def held_by(hint: Any) -> Sequence[Any]:
 
 
 def resolved(hint: Any, names: dict[str, Any]) -> Any:
-    """A hint without text in it; anything, where a name in it is imported for static type checkers alone."""
+    """A hint without text in it; anything, where a name in it is not there at run time."""
     holder = type("holder", (), {"__annotations__": {"hint": hint}})
     try:
         return typing.get_type_hints(holder, names, include_extras=True)["hint"]
@@ -43,10 +43,14 @@ def resolved(hint: Any, names: dict[str, Any]) -> Any:
 
 
 def jaxtyped(function: Any = None, *, typechecker: Any = None) -> Any:
-    """In the place of ``jaxtyping.jaxtyped``; to it are left classes, whose fields may have shapes, and generators."""
+    """In the place of ``jaxtyping.jaxtyped``; to it are left classes, whose fields may have shapes, and generators.
+
+    A hint that beartype does not take is found at the first call.
+    """
     if function is None:
         return lambda function: jaxtyped(function, typechecker=typechecker)
-    if not inspect.isfunction(function) or inspect.isgeneratorfunction(inspect.unwrap(function)):
+    later = (inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+    if not inspect.isfunction(function) or any(runs(inspect.unwrap(function)) for runs in later):
         return _jaxtyped(function, typechecker=typechecker)
     found: list[Any] = []
 

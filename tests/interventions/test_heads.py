@@ -62,6 +62,10 @@ def test_entropy_has_gradients_where_keys_are_not_seen():
         found.append((of.detach(), own.grad))
     assert found[0][1].abs().max() > 0.01
     assert all(torch.allclose(*pair, atol=1e-9) for pair in zip(*found, strict=True))
+    half = torch.eye(1000, dtype=torch.float16)[None, None]
+    assert entropy(half.requires_grad_()).eq(0).all()
+    _, change = torch.func.jvp(entropy, (half.detach(),), (torch.ones_like(half),))
+    assert change.isfinite().all()
 
 
 def test_ablate_touches_nothing_else():

@@ -40,9 +40,9 @@ def logits(module: torch.nn.Module, implementation: str, ids: Tensor, mask: Tens
 
 
 def assert_no_further_than_eager(under: Mapping[str, Tensor]) -> None:
-    """That ours is as near to sdpa as rounding is, or as eager attention: delta rules make more of a rounding."""
+    """That ours is as near to sdpa as rounding is, or about as eager attention: delta rules make more of a rounding."""
     ours, eager = (float((under[name] - under["sdpa"]).abs().max()) for name in (NAME, "eager"))
-    assert ours < max(3e-6 * max(1.0, float(under["sdpa"].abs().max())), 4 * eager)
+    assert ours < max(3e-6 * max(1.0, float(under["sdpa"].abs().max())), min(4 * eager, 5e-5))
 
 
 @pytest.mark.parametrize("family", WITH_ATTENTION)

@@ -14,6 +14,7 @@ from segregation.models import compiled_loops, entropy_attention, entropy_blocks
 from segregation.models.attention import AttentionCall
 from segregation.models.entropy_blocks import RunningSoftmax, attend_in_blocks, measure_in_blocks, measures_in_blocks
 from segregation.models.entropy_chunks import CHUNKS, HIDDEN, Measure, attend, write_scores
+from tests.conftest import SHIPPED_FEWEST_KEYS
 from tests.tiny import WINDOW
 
 Form = Callable[..., tuple[Tensor, dict[Measure, Tensor]]]
@@ -187,7 +188,7 @@ def test_rows_are_measured_without_an_output_under_any_boolean_mask() -> None:
 
 
 def test_blocks_are_taken_where_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(entropy_blocks, "FEWEST_KEYS", 64)
+    monkeypatch.setattr(entropy_blocks, "FEWEST_KEYS", SHIPPED_FEWEST_KEYS)
     for given, in_blocks in ((call(9, past=54), False), (call(9, past=55), True)):
         assert entropy_attention._form(given) is (attend_in_blocks if in_blocks else attend)
         assert measures_in_blocks(given) is in_blocks

@@ -202,6 +202,8 @@ def test_what_cannot_be_forked_is_refused(model: HybridModel, build: Callable[..
             go_on(torch.zeros(2, 1, dtype=torch.long))
         with pytest.raises(ModelError, match=rf"0 to {model.d_vocab - 1}; got 3 to {model.d_vocab}"):
             go_on(torch.tensor([[3, model.d_vocab]]))
+    with pytest.raises(ModelError, match="as many rows for each channel, got 1 for keys, 2 for values, 1 for"):
+        one.mixed({"keys": [0], "values": [0, 0], "recurrent": [0], "conv": [0]})
     with pytest.raises(ModelError, match="not: conv, recurrent"):
         one.mixed({"keys": [0], "values": [0]})
     both = fork(model, SAMPLES, [10, 5])

@@ -169,6 +169,7 @@ def test_refusals_come_before_anything_runs(build, samples, model):
     [
         ([], AblateHeads(), PlanError, r"give Plans, one or a list of them, got AblateHeads\("),
         ([], [AblateHeads()], PlanError, r"is no Plan; make one: sg.Plan\(rule\)"),
+        ([], [], PlanError, r"under no plans, got \[\]; .* give Plan\(\)"),
         ("hello", Plan(), SampleError, "give Samples, one or a list of them, got 'hello'"),
         (["hello"], Plan(), SampleError, "'hello' is no Sample; make one: sg.Sample"),
     ],

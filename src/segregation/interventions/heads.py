@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from segregation.models.entropy_chunks import Measure
+from segregation.models.gradients import needs_grad, transformed
 from segregation.shapes import HeadMask, HeadScores, Pattern, PositionMask
 
 
@@ -16,8 +17,8 @@ def entropy(pattern: Pattern) -> Float[Tensor, "batch head dest"]:
     >>> entropy(torch.tensor([[[[0.5, 0.5, 0.0]]]])).item()  # ln 2
     0.6931471824645996
     """
-    if pattern.requires_grad:  # the gradient of a key that is not seen is 0, where that of 0 ln 0 times 0 is no number
-        pattern = pattern.clamp(min=torch.finfo(pattern.dtype).tiny)
+    if needs_grad(pattern) or transformed():  # the gradient of a key that is not seen is 0; of 0 ln 0 there is none
+        pattern = pattern.masked_fill(pattern == 0, 1.0)
     return torch.special.entr(pattern).sum(-1)
 
 

@@ -6,6 +6,8 @@ numba compiles a loop at its first call (two seconds) and keeps the result in it
 # pyright: reportMissingImports=false
 import hashlib
 import inspect
+import sys
+import types
 from typing import Any
 
 import numpy as np
@@ -32,13 +34,15 @@ def compiled(function: Any, *fastmath: str) -> Any:
     """The function compiled at its first call, kept on disk where numba finds a folder that it may write to.
 
     numba takes it from there again unless the file of the function has changed. So its name says what else it is made
-    of: numbers, and functions, of other files.
+    of: this file, and numbers and functions of others.
     """
     plain, options = inspect.unwrap(function), {"fastmath": set(fastmath), "error_model": "numpy"}
-    plain.__qualname__ += f"_{hashlib.sha256(made_of(plain).encode()).hexdigest()[:16]}"
     try:
-        return numba.njit(plain, cache=True, **options)
-    except RuntimeError:  # it finds none: a read-only file system, no home
+        made = made_of(plain) + inspect.getsource(sys.modules[__name__])
+        named = types.FunctionType(plain.__code__, plain.__globals__, plain.__name__, closure=plain.__closure__)
+        named.__qualname__ = f"{plain.__qualname__}_{hashlib.sha256(made.encode()).hexdigest()[:16]}"
+        return numba.njit(named, cache=True, **options)
+    except (RuntimeError, OSError):  # numba finds none: a read-only file system, no home; or there is no source
         return numba.njit(plain, **options)
 
 

@@ -1,8 +1,8 @@
 """What transformers calls for attention that gives, beside its output, what its pattern's rows measure.
 
 ``use_entropy_attention`` makes it known to transformers, by ``NAME``. It has a form for each device: in blocks of keys
-on a CPU (``entropy_blocks``), one kernel on a GPU (``entropy_kernel``), and chunks of queries where neither runs
-(``entropy_chunks``). None holds the pattern: memory is linear in the number of tokens.
+on a CPU (``entropy_blocks``), one kernel on a GPU (``entropy_kernel``), and chunks of queries where neither is
+faster or runs (``entropy_chunks``). None holds the pattern: memory is linear in the number of tokens.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -141,7 +141,7 @@ def use_entropy_attention() -> None:
 
 
 def _form(call: AttentionCall) -> Callable[..., tuple[Mixed, dict[Measure, RowMeasures]]]:
-    """The form of ``attend`` for the device and dtype of the query: on a CPU in blocks of keys where that is faster.
+    """The form of ``attend`` for the device and dtype of the query: on a CPU in blocks if ``attends_in_blocks``.
 
     The kernel takes 16-bit floats. In fp32 its exact products are slower than those of the chunks: 141 ms against 44
     for 32,768 tokens of a RecurrentGemma-2B layer on an H200; in bf16 it takes 2.

@@ -28,10 +28,11 @@ Where batch times heads is over 64, ``KEYS`` times ``FEWEST`` scores of each are
 """
 
 FEWEST_KEYS, MOST_THREADS = 64, 2
-"""Where blocks were measured to be faster than the forms in PyTorch (docs/benchmarks.md).
+"""From how many keys on, and up to how many threads of torch, blocks are taken rather than the forms in PyTorch.
 
 With fewer keys a call of numba takes longer than what it saves; its loops run in one thread, so that attention in
-PyTorch wins where that has many.
+PyTorch wins where that has many. In docs/benchmarks.md blocks take 0.7 to 1.31 times as long as
+chunks do, the latter where heads are wide.
 """
 
 if numba is not None:
@@ -165,8 +166,8 @@ def attends_in_blocks(call: AttentionCall) -> bool:
 def measures_in_blocks(call: AttentionCall) -> bool:
     """Whether ``measure_in_blocks`` is: with numba, from 64 keys on, without gradients, and under no additive mask.
 
-    Where it is not, rows of the pattern are made and measured in PyTorch, which takes 2 to 20 times as long for long
-    prompts (an eager model's masks are additive).
+    Where it is not, rows of the pattern are made and measured in PyTorch, which took up to 12 times as long for 1,024
+    tokens (docs/benchmarks.md). The masks of an eager model are additive.
 
     >>> short = torch.zeros(1, 1, 2, 8)
     >>> measures_in_blocks(AttentionCall(short, short, short, None, 1.0, None))

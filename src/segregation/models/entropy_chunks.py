@@ -1,8 +1,8 @@
 """Attention with entropy and norm of its pattern's rows, some queries at a time, so that the pattern is never held.
 
 Only the keys that the window of these queries reaches are multiplied with them; the heads that share a key lie side by
-side as rows. Scores are fp32 whatever the model's dtype, and a mask is at most two-dimensional: memory is linear in the
-number of tokens.
+side as rows. Scores are fp32 whatever the model's dtype, and the mask of ``attend`` is at most two-dimensional: memory
+is linear in the number of tokens.
 """
 
 import math

@@ -54,7 +54,7 @@ def check_token_ids(tokens: object, rows: int, d_vocab: int) -> None:
     if tokens.ndim != 2 or len(tokens) != rows or not tokens.shape[1]:
         raise ModelError(
             f"here are {rows} rows, each of which goes on with one token or more: a tensor of ({rows}, n) token ids; "
-            f"got one of {tuple(tokens.shape)}"
+            f"got one of {tuple(tokens.shape)}. Give each row as many tokens, those that come next in it"
         )
     low, high = (int(end) for end in tokens.aminmax())
     if low < 0 or high >= d_vocab:
@@ -72,11 +72,11 @@ def check_rows(rows: Any, n_rows: int) -> list[int]:
     >>> check_rows([torch.tensor(1), 0], n_rows=2)
     [1, 0]
     """
-    given: Sequence[Any] = rows if isinstance(rows, Sequence) and not isinstance(rows, str) else ()
+    given: Sequence[Any] = rows if isinstance(rows, Sequence) and not isinstance(rows, str | bytes) else ()
     try:
         found = [operator.index(row) for row in given if not isinstance(row, bool)]
     except TypeError:
         found = []
     if not found or len(found) < len(given) or not all(0 <= row < n_rows for row in found):
-        raise ModelError(f"here are the rows 0..{n_rows - 1}, got {rows!r}; list one or more of them")
+        raise ModelError(f"here are the rows 0..{n_rows - 1}, got {rows!r}; give a list of one or more of them")
     return found

@@ -104,10 +104,11 @@ def retention_curves(outcomes: Sequence[Outcome]) -> Figure:
             rate = fmean(outcome.correct for outcome in base)
             axis.axhline(rate, color="black", linewidth=1, zorder=0)
             axis.axhline(0.95 * rate, color="black", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-            axis.annotate("95% of base", (0.99, 0.95 * rate), xycoords=("axes fraction", "data"), ha="right", va="top",
+            axis.annotate("95% of base", (0.01, 0.95 * rate), xycoords=("axes fraction", "data"), ha="left", va="top",
                           fontsize=8)  # fmt: skip
         lengths = [o.context_length for p, o in points if p.during == during]
-        tokens = f"{min(lengths)}-{max(lengths)} tokens, n = {len(swept)}" + (f", {draws} draws" if draws else "")
+        span = "-".join(str(n) for n in sorted({min(lengths), max(lengths)}))
+        tokens = f"{span} tokens, n = {len(swept)}" + (f", {draws} draws" if draws else "")
         axis.set_title(f"{phase_name(during)} ({tokens})", fontsize=10)
         axis.set_xlabel("heads kept per attention layer (k)")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))

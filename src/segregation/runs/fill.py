@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import shlex
-import string
 import sys
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
@@ -78,7 +78,8 @@ def fill_generate(
     """Generate for every sample and plan that the folder has no record of; how many records were made.
 
     Which prompts may share a batch is measured before the first record of the folder (``runs.batching``) and stands in
-    its manifest; a resumed run goes by what stands there.
+    its manifest; a resumed run goes by what stands there. Warns of targets with more tokens than ``max_new_tokens``,
+    punctuation at their end left out.
 
     Raises:
         RecordError: the samples are not those the folder's records were made from.
@@ -97,8 +98,7 @@ def fill_groups(
 ) -> int:
     """Generate for several groups of samples, each under plans of its own; how many records were made.
 
-    A sample that several groups have is read once for all of them. Warns of targets with more tokens than
-    ``max_new_tokens``.
+    A sample that several groups have is read once for all of them. Warns as ``fill_generate`` does.
 
     Raises:
         RecordError: the samples are not those the folder's records were made from.
@@ -223,10 +223,15 @@ def _batching_mode(folder: RunFolder, model: HybridModel, todo: Sequence[Group])
     return measured.mode
 
 
+def _without_end(text: str) -> str:
+    """A text without the punctuation and white space at its end."""
+    return text.rstrip("".join({char for char in text if unicodedata.category(char)[0] in "PZC"}))
+
+
 def _warn_of_cut_targets(model: HybridModel, samples: Sequence[Sample], max_new_tokens: int) -> None:
-    """Say so where a target has more tokens than will be written, its last full stop left out, which nobody counts."""
-    targets = {sample.target: sample.target.rstrip(string.punctuation + string.whitespace) for sample in samples}
-    tokens = [len(model.encode_continuation(target)) for target in targets.values()]
+    """Say so where a target has more tokens than will be written, punctuation at its end left out as in scores."""
+    targets = dict.fromkeys(sample.target for sample in samples)
+    tokens = [len(model.encode_continuation(_without_end(target))) for target in targets]
     if cut := [n for n in tokens if n > max_new_tokens]:
         warnings.warn(
             f"{len(cut)} of {len(tokens)} different targets have up to {max(cut)} tokens, more than max_new_tokens="

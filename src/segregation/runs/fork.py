@@ -91,6 +91,11 @@ class Fork:
         if missing := {"keys", "values", "recurrent", "conv"} - set(rows):
             raise ModelError(f"each channel's rows must be named, and these are not: {', '.join(sorted(missing))}")
         rows = {channel: check_rows(of, len(self.prompts)) for channel, of in rows.items()}
+        if len({len(of) for of in rows.values()}) > 1:
+            raise ModelError(
+                "a memory is mixed from as many rows for each channel, got "
+                + ", ".join(f"{len(of)} for {channel}" for channel, of in rows.items())
+            )
         if "keys" in self.model.family.cannot and rows["keys"] != rows["values"]:
             raise ModelError(f"keys and values come from the same rows here: {self.model.family.cannot['keys']}")
         read = self.read
@@ -119,7 +124,7 @@ class Fork:
         Raises:
             ModelError: not a tensor of token ids with one row for each row, or more positions than the model takes.
         """
-        return replace(self, memory=self._feed(tokens, lambda logits: None, self._at_once()))
+        return replace(self, memory=self._feed(tokens, lambda logits: None, several=True))
 
     def logits(self, tokens: Tokens) -> Float[Tensor, "batch pos d_vocab"]:
         """The logits after each of these tokens, of which there are as many in each row.
@@ -139,7 +144,7 @@ class Fork:
         return max(1, CPU_TOKENS // len(read))
 
     def _feed(
-        self, tokens: Tokens, see: Callable[[Float[Tensor, "batch d_vocab"]], object], at_once: int = 1
+        self, tokens: Tokens, see: Callable[[Float[Tensor, "batch d_vocab"]], object], several: bool = False
     ) -> Memory:
         model, start = self.model, self.memory.lengths
         check_token_ids(tokens, len(self.prompts), model.d_vocab)
@@ -148,6 +153,7 @@ class Fork:
         rows = torch.arange(len(start), device=start.device)
         memory = self.memory.select(rows)  # a copy: layers update their states in place
         width, steps = int(start.max()), tokens.shape[1]
+        at_once = self._at_once() if several and steps > 1 else 1
         mask = torch.arange(width + steps, device=start.device) >= width - start[:, None]
         padded = not bool(mask.all())
         edited = enter(model, self.plan)

@@ -75,7 +75,7 @@ def listed(samples: Any, plans: Any) -> tuple[list[Sample], list[Plan]]:
 
     Raises:
         SampleError: something that is no sample.
-        PlanError: something that is no plan.
+        PlanError: something that is no plan, or no plan at all.
 
     >>> listed([], Plan())
     ([], [Plan(rules=())])
@@ -89,6 +89,8 @@ def listed(samples: Any, plans: Any) -> tuple[list[Sample], list[Plan]]:
     for kind, given, error in ((Sample, samples, SampleError), (Plan, plans, PlanError)):
         if wrong := [one for one in given if not isinstance(one, kind)]:
             raise error(f"{wrong[0]!r:.100} is no {kind.__name__}; make one: {_MAKE[kind]}")
+    if not plans:
+        raise PlanError("nothing is run under no plans, got []; to leave the model as it is, give Plan()")
     return samples, plans
 
 

@@ -40,7 +40,7 @@ def mixer_outputs(
         PlanError: a pool below 1, or a model without recurrent layers.
         SampleError: no sample, or a prompt that is too long.
     """
-    chosen = listed(samples, [])[0]
+    chosen = listed(samples, Plan())[0]
     if pool < 1 or not model.recurrent_layers:
         raise PlanError(
             f"a pool of 1 or more outputs of each recurrent layer is kept, got {pool}, of a model with "
@@ -84,7 +84,7 @@ def prompt_memories(
     tensors: dict[str, Tensor] = {}
     lengths: dict[str, int] = {}
     acted = whole_plan(model, plan)
-    for sample in listed(samples, [])[0]:
+    for sample in listed(samples, Plan())[0]:
         prompt = encode_checked(model, sample, 0)
         if len(prompt) < 2 or sample.id in lengths:
             reason = "is there twice" if sample.id in lengths else f"has a prompt of {len(prompt)} token"
