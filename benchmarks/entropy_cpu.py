@@ -18,20 +18,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from benchmarks.timing import Timed, append, interleaved, table
-from segregation.interventions.apply import QUERY_CHUNK
-from segregation.interventions.heads import entropy
+from segregation.interventions.apply import scores_of_rows
 from segregation.models.attention import AttentionCall
 from segregation.models.entropy_blocks import attend_in_blocks, measure_in_blocks
 from segregation.models.entropy_chunks import attend
 
 LAYERS = ((8, 2, 32), (16, 4, 64), (32, 8, 128), (10, 1, 256))
 """Query heads, key heads and head size: bundled models, a small one, Jamba Mini, RecurrentGemma-2B."""
-
-
-def rows_of_the_pattern(call: AttentionCall, tokens: int) -> torch.Tensor:
-    """Entropies of a pattern that is made some rows at a time."""
-    ends = [(first, min(first + QUERY_CHUNK, tokens)) for first in range(0, tokens, QUERY_CHUNK)]
-    return torch.cat([entropy(call.edited_band((), first, last)) for first, last in ends], dim=-1)
 
 
 def measure(layer: tuple[int, int, int], tokens: int, threads: int, rounds: int) -> Iterator[Timed]:
@@ -43,16 +36,22 @@ def measure(layer: tuple[int, int, int], tokens: int, threads: int, rounds: int)
     call = AttentionCall(query, key, value, None, d_head**-0.5, None)
     keys, values = (one.repeat_interleave(heads // kv, 1) for one in (key, value))
     case = f"{heads} heads, {kv} of keys, of {d_head}; {tokens:,} tokens; threads: {threads}"
+
+    def by_blocks() -> torch.Tensor:
+        return attend_in_blocks(call, 0, tokens, ["entropy"])[1]["entropy"]
+
+    def by_chunks() -> torch.Tensor:
+        return attend(call, 0, tokens, ["entropy"])[1]["entropy"]
+
     forms: dict[str, Callable[[], object]] = {
         "sdpa": lambda: scaled_dot_product_attention(query, keys, values, is_causal=True),
-        "blocks": lambda: attend_in_blocks(call, 0, tokens, ["entropy"]),
-        "chunks": lambda: attend(call, 0, tokens, ["entropy"]),
+        "blocks": by_blocks,
+        "chunks": by_chunks,
     }
-    found = {name: run()[1]["entropy"] for name, run in (("blocks", forms["blocks"]), ("chunks", forms["chunks"]))}  # type: ignore[index]
-    apart = {"nats apart": float((found["blocks"] - found["chunks"]).abs().max())}
+    apart = {"nats apart": float((by_blocks() - by_chunks()).abs().max())}
     yield from interleaved("entropy_cpu", case, forms, "sdpa", rounds=rounds, notes={"blocks": apart})
     scores: dict[str, Callable[[], object]] = {
-        "score, rows": lambda: rows_of_the_pattern(call, tokens),
+        "score, rows": lambda: scores_of_rows(call, "entropy", 0, tokens),
         "score, blocks": lambda: measure_in_blocks(call, 0, tokens, "entropy"),
     }
     yield from interleaved("entropy_cpu", case, scores, "score, rows", rounds=rounds)

@@ -39,10 +39,15 @@ def logits(module: torch.nn.Module, implementation: str, ids: Tensor, mask: Tens
     return found if mask is None else found[mask.bool()]
 
 
-def assert_no_further_than_eager(under: Mapping[str, Tensor]) -> None:
-    """That ours is as near to sdpa as rounding is, or about as eager attention: delta rules make more of a rounding."""
+DELTA_RULES = ("qwen3_next", "qwen3_5", "kimi_linear", "olmo_hybrid")
+"""Families that make more of a rounding: logits of qwen3_5 are 6e-6 of them from fp64 under any attention."""
+
+
+def assert_near_sdpa(family: str, under: Mapping[str, Tensor]) -> None:
+    """That ours is as near to sdpa as rounding is; with a delta rule, about as near as eager attention."""
     ours, eager = (float((under[name] - under["sdpa"]).abs().max()) for name in (NAME, "eager"))
-    assert ours < max(3e-6 * max(1.0, float(under["sdpa"].abs().max())), min(4 * eager, 5e-5))
+    rounding = 3e-6 * max(1.0, float(under["sdpa"].abs().max()))
+    assert ours < (max(rounding, min(4 * eager, 5e-5)) if family in DELTA_RULES else rounding)
 
 
 @pytest.mark.parametrize("family", WITH_ATTENTION)
@@ -52,7 +57,7 @@ def test_every_family_computes_what_it_does_under_sdpa(family: str) -> None:
     mask = torch.ones(2, 50, dtype=torch.long)
     mask[0, :7] = 0
     for given in (None, mask):
-        assert_no_further_than_eager({name: logits(module, name, ids, given) for name in ("sdpa", "eager", NAME)})
+        assert_near_sdpa(family, {name: logits(module, name, ids, given) for name in ("sdpa", "eager", NAME)})
 
 
 @pytest.mark.parametrize("family", WITH_ATTENTION)
@@ -69,7 +74,7 @@ def test_every_family_decodes_what_it_does_under_sdpa(family: str, tokenizer: ob
                 return_dict_in_generate=True,
             )
         under[name] = torch.stack(out.logits)
-    assert_no_further_than_eager(under)
+    assert_near_sdpa(family, under)
 
 
 @pytest.mark.parametrize("family", WITH_ATTENTION)

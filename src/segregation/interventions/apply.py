@@ -235,6 +235,13 @@ def head_scores(
     measure: Measure | None = next((one for one in SIGN if one == score), None)
     if measure and not edits and call.query.shape[2] > 1 and measures_in_blocks(call):
         return SIGN[measure] * measure_in_blocks(call, start, stop, measure)
+    return scores_of_rows(call, score, start, stop, edits)
+
+
+def scores_of_rows(
+    call: AttentionCall, score: str, start: int, stop: int, edits: Sequence[PatternEdit] = ()
+) -> HeadScores:
+    """``head_scores`` from rows of the pattern, which any score, rule and mask allows."""
     chunks = []
     for first in range(start, stop, QUERY_CHUNK):
         pattern = call.edited_band(edits, first, min(first + QUERY_CHUNK, stop))

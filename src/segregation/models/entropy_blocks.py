@@ -16,7 +16,7 @@ from torch import Tensor
 
 from segregation.models.attention import AttentionCall
 from segregation.models.compiled_loops import F, available, compiled, empty, exp, numba
-from segregation.models.entropy_chunks import HIDDEN, Measure, Mixed, RowMeasures, put_rows, write_scores
+from segregation.models.entropy_chunks import HIDDEN, Measure, Mixed, RowMeasures, put_rows, to_be_written, write_scores
 from segregation.models.gradients import needs_grad
 
 SCORES = 2**19
@@ -138,8 +138,7 @@ def attend_in_blocks(
     """
     batch, heads, queries, _ = call.query.shape
     kv = call.key.shape[1]
-    output = call.value.new_empty(batch, queries, heads, call.value.shape[-1])
-    found: dict[Measure, Tensor] = {one: empty(batch, heads, stop - start).zero_() for one in measures}
+    output, found = to_be_written(call, stop - start, measures)
     for first, last, running, blocks in _runs(call, 0, queries):
         mixed = empty(batch * kv, heads // kv * (last - first), output.shape[-1]).zero_()
         for keys, scores, factor in blocks:

@@ -41,12 +41,9 @@ def attend(
     tensor([[[1.3863],
              [1.3863]]])
     """
-    batch, heads, queries, _ = call.query.shape
+    batch, heads, _, _ = call.query.shape
     kv = call.key.shape[1]
-    output = call.value.new_empty(batch, queries, heads, call.value.shape[-1])
-    found: dict[Measure, Tensor] = {
-        one: call.query.new_zeros(batch, heads, stop - start, dtype=torch.float32) for one in measures
-    }
+    output, found = to_be_written(call, stop - start, measures)
     chunks = list(_chunks(call))
     most = max((last - first) * _keys(call, first, last) for first, last in chunks)
     room = call.query.new_empty(2, batch * heads * most, dtype=torch.float32)  # one place for all chunks
@@ -65,6 +62,20 @@ def attend(
         mixed = torch.bmm(pattern, value.reshape(batch * kv, *value.shape[2:]))
         output[:, first:last] = mixed.view(batch, heads, last - first, -1).transpose(1, 2)
     return output, found
+
+
+def to_be_written(
+    call: AttentionCall, rows: int, measures: Iterable[Measure]
+) -> tuple[Mixed, dict[Measure, RowMeasures]]:
+    """Room for the output of every query, and zeros for what so many of them measure.
+
+    >>> q = torch.ones(1, 2, 4, 8)
+    >>> [tuple(one.shape) for one in to_be_written(AttentionCall(q, q, q, None, 1.0, None), 3, ["l2"])[1].values()]
+    [(1, 2, 3)]
+    """
+    batch, heads, queries, _ = call.query.shape
+    output = call.value.new_empty(batch, queries, heads, call.value.shape[-1])
+    return output, {one: call.query.new_zeros(batch, heads, rows, dtype=torch.float32) for one in measures}
 
 
 def put_rows(found: RowMeasures, start: int, values: Float[Tensor, "batch head own"], first: int) -> None:
